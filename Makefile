@@ -1,0 +1,45 @@
+# Everything that a fresh machine with python3 (3.11 or later, with venv) and make needs is set up here, in .venv.
+PYTHON ?= python3
+PIP := .venv/bin/pip --disable-pip-version-check
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
+
+# The package is editable, so sources need no new install; a change of what it depends on does.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Paceline needs Python 3.11 or later; run: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@test -x .venv/bin/pip || $(PYTHON) -m venv .venv \
+		|| { echo "python3 has no venv; on Debian: apt-get install python3-venv"; exit 1; }
+	PIP_CONSTRAINT=constraints.txt $(PIP) install --quiet -e '.[dev]'
+	@touch $@
+
+setup: $(STAMP)  ## make the environment .venv
+
+demo: $(STAMP)  ## run the world model over two groups of one process each
+	.venv/bin/paceline run topologies/world-2.yaml --frames 100 --out out/demo
+
+test: $(STAMP)  ## run all tests
+	.venv/bin/pytest -q
+
+check: $(STAMP)  ## run ruff, mypy strict and the test of import directions
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/pytest -q tests/test_imports.py
+
+format: $(STAMP)  ## put the code into its format
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench: $(STAMP)  ## run every benchmark; results go to bench/results
+	.venv/bin/python bench/pipeline.py
+	.venv/bin/python bench/world.py
+
+clean:  ## remove the environment, caches and outputs
+	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

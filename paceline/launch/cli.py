@@ -1,0 +1,42 @@
+"""The `paceline` command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from paceline.launch.commands.plan import plan
+from paceline.launch.commands.run import run
+from paceline.launch.commands.validate import validate
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(version("paceline"))
+        raise typer.Exit
+
+
+@app.callback()
+def paceline(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Pipelined inference: denoising steps and speculative drafts in flight across device groups."""
+
+
+app.command()(validate)
+app.command()(plan)
+app.command()(run)
+
+
+def main() -> None:
+    """Run the command line; never returns."""
+    app(prog_name="paceline")

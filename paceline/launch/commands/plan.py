@@ -1,0 +1,66 @@
+"""`paceline plan`: what a topology will do, before anything runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paceline.launch.commands.guard import guarded
+from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile
+from paceline.launch.errors import ArgumentError
+from paceline.launch.plan_view import plan_json, show_plan
+from paceline.launch.weights import read_model_file
+from paceline.pipeline.costs import Costs, costs_from
+from paceline.pipeline.load import load_topology
+from paceline.pipeline.plan import plan as make_plan
+from paceline.pipeline.topology import Topology
+
+__all__ = ["plan"]
+
+
+@guarded
+def plan(
+    topology: TopologyFile,
+    frames: Annotated[int | None, typer.Option(min=1, help="Simulated frames; enough for a steady state.")] = None,
+    sessions: Annotated[int | None, typer.Option(min=1, help="Sessions; as many as keep all ranks busy.")] = None,
+    measured: Annotated[
+        Path | None, typer.Option(metavar="SUMMARY", help="Stage costs from the summary.json of a run.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Draw a topology, place its ranks, predict period, bubble and latency, and prove that it can't deadlock.
+
+    Exit code 2 where the topology is wrong or can deadlock.
+    """
+    loaded = load_topology(topology, overrides or ())
+    model = read_model_file(loaded)
+    costs = _costs(loaded, measured)
+    made = make_plan(loaded, model.shape, costs, sessions=sessions, frames=frames, weights_bytes=model.bytes)
+    if as_json:
+        print(json.dumps(plan_json(made)))
+    else:
+        from rich.console import Console
+
+        show_plan(made, Console())
+    if made.deadlock is not None:
+        raise typer.Exit(2)
+
+
+def _costs(topology: Topology, measured: Path | None) -> Costs:
+    if measured is None:
+        return costs_from(topology)
+    try:
+        summary = json.loads(measured.read_bytes())
+        if not isinstance(summary, Mapping):
+            raise ValueError("it holds no JSON object; give the summary.json of a run (--out DIR)")
+        return costs_from(topology, summary)
+    except OSError as error:
+        raise ArgumentError(f"--measured {measured}: can't be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ArgumentError(f"--measured {measured}: {error}") from error

@@ -1,0 +1,127 @@
+"""`paceline run`, and `python -m paceline.launch` under torchrun: run a topology and say what came out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paceline.launch.commands.guard import guarded
+from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile
+from paceline.launch.display import Display
+from paceline.launch.errors import ArgumentError
+from paceline.launch.failure import Failure
+from paceline.launch.journal import read_journal
+from paceline.launch.local import run_local
+from paceline.launch.summary import Summary
+from paceline.launch.supervise import HANG_TIMEOUT_S
+from paceline.launch.torchrun import Launched, record_failure, run_launched
+from paceline.launch.weights import read_model_file
+from paceline.pipeline.liveness import check_liveness
+from paceline.pipeline.load import load_topology
+from paceline.pipeline.problem import TopologyError
+from paceline.pipeline.topology import Schedule, Topology
+from paceline.runtime.spec import RunSpec
+
+__all__ = ["LAUNCHED", "run"]
+
+LAUNCHED = object()
+"""As the context's object: this process may be one rank among those that a launcher started."""
+
+
+@guarded
+def run(
+    context: typer.Context,
+    topology: TopologyFile,
+    frames: Annotated[int, typer.Option(min=1, help="Frames of each session.")] = 64,
+    sessions: Annotated[int, typer.Option(min=1, help="Sessions that run side by side.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed; the topology's if left out.")] = None,
+    serial: Annotated[
+        bool, typer.Option("--serial", help="Serial reference: one process, one item at a time.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Collect frames, summary, trace and logs.")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    replay: Annotated[Path | None, typer.Option(metavar="JOURNAL", help="Take an earlier run's decisions.")] = None,
+    kv_hash: Annotated[bool, typer.Option("--kv-hash", help="Hash all KV, to compare runs bit for bit.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and, without --json, no summary.")] = False,
+    hang_timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="A worker that is silent for longer counts as hung.")
+    ] = HANG_TIMEOUT_S,
+    debug: Debug = False,
+) -> None:
+    """Run a topology on this machine, one process per rank, and print what came out.
+
+    Exit codes: 0; 1 the run failed; 2 the topology or the arguments are wrong and nothing was started; 130 interrupted
+    by Ctrl-C; 143 by SIGTERM.
+    """
+    launched = Launched.from_environment() if context.obj is LAUNCHED else None
+    first = launched is None or launched.rank == 0
+    try:
+        loaded = _check(topology, overrides or [], launched, serial, out, replay)
+    except (TopologyError, ArgumentError) as error:
+        if launched is not None:
+            record_failure(Failure.of(launched.rank, error))
+        # Every rank sees the same problem; one of them says so.
+        if first:
+            raise
+        raise typer.Exit(2) from None
+    spec = RunSpec(
+        topology=loaded,
+        frames=frames,
+        sessions=sessions,
+        seed=loaded.seed if seed is None else seed,
+        serial=serial or loaded.schedule is Schedule.serial,
+        out=None if out is None else out.resolve(),
+        replay=None if replay is None else replay.resolve(),
+        kv_hash=kv_hash,
+    )
+    summary: Summary | None
+    with Display(frames * sessions, quiet or not first) as display:
+        if launched is None:
+            summary = run_local(spec, display, hang_timeout, debug)
+        else:
+            summary = run_launched(spec, launched, display)
+    if summary is not None:
+        _print(summary, spec.out, as_json, quiet)
+
+
+def _print(summary: Summary, out: Path | None, as_json: bool, quiet: bool) -> None:
+    if not quiet:
+        from rich.console import Console
+
+        from paceline.launch.tables import print_summary
+
+        print_summary(Console(), summary)
+        if out is not None:
+            print(f"outputs in {out}")
+    if as_json:
+        print(json.dumps(summary))
+    sys.stdout.flush()
+
+
+def _check(
+    file: Path, overrides: list[str], launched: Launched | None, serial: bool, out: Path | None, replay: Path | None
+) -> Topology:
+    """The topology, once everything is known to be right that can be known before a process is started."""
+    topology = load_topology(file, overrides, None if launched is None else launched.world_size)
+    deadlock = check_liveness(topology, read_model_file(topology).shape)
+    if deadlock is not None:
+        raise ArgumentError(f"{file}: {deadlock}")
+    if launched is not None and serial:
+        raise ArgumentError("--serial runs in one process; start it with `paceline run`, without torchrun")
+    if replay is not None:
+        read_journal(replay)
+    if out is not None:
+        _make_folder(out)
+    return topology
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"--out {out}: {error.strerror}; name a folder that can be written") from error

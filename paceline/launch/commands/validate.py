@@ -1,0 +1,45 @@
+"""`paceline validate`: everything that is wrong with a topology, without starting anything."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from paceline.launch.commands.guard import guarded
+from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile
+from paceline.pipeline.load import check_topology
+from paceline.pipeline.problem import Problem
+
+__all__ = ["validate"]
+
+
+@guarded
+def validate(
+    topology: TopologyFile, overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False
+) -> None:
+    """Print every problem of a topology, one a line: FILE:LINE: KEY: what is wrong; what would be right.
+
+    Exit code 0 where it is fine, 2 where it is not.
+    """
+    checked, problems = check_topology(topology, overrides or ())
+    if as_json:
+        name = None if checked is None else checked.name
+        print(json.dumps({"topology": name, "ok": not problems, "problems": [_fields(p) for p in problems]}))
+    elif checked is not None:
+        ranks = f"{checked.world_size} rank" + ("s" if checked.world_size > 1 else "")
+        print(f"{topology}: ok ({checked.name}: {len(checked.stages)} stages on {ranks})")
+    else:
+        print("\n".join(map(str, problems)))
+    if problems:
+        raise typer.Exit(2)
+
+
+def _fields(problem: Problem) -> dict[str, str | int | None]:
+    return {
+        "file": problem.file,
+        "line": problem.line,
+        "key": problem.key,
+        "wrong": problem.wrong,
+        "right": problem.right,
+    }

@@ -1,0 +1,95 @@
+"""The private folder of one run: spec, sockets, logs, progress, failures and the result. It never outlives the run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+__all__ = ["RunDir", "RunDirPaths"]
+
+_PREFIX = "paceline-"
+# A unix socket's path holds at most 107 bytes; names inside the folder need some of them.
+_LONGEST_PARENT = 50
+# Waits for a line that only an orderly end sends. End of file means that this process is gone, however it went.
+_GUARD = 'read -r done || { sleep 0.3; rm -rf -- "$1"; }'
+
+
+@dataclass(slots=True)
+class RunDirPaths:
+    """What lies where in the folder."""
+
+    path: Path
+
+    @property
+    def spec(self) -> Path:
+        """The run spec as JSON."""
+        return self.path / "spec.json"
+
+    @property
+    def progress(self) -> Path:
+        """The progress board."""
+        return self.path / "progress"
+
+    @property
+    def result(self) -> Path:
+        """What the coordinator leaves behind."""
+        return self.path / "result.msgpack"
+
+    def log(self, rank: int) -> Path:
+        """Standard output and error of a worker."""
+        return self.path / f"rank-{rank}.log"
+
+    def failure(self, rank: int) -> Path:
+        """Why a worker failed."""
+        return self.path / f"failure-{rank}.json"
+
+
+class RunDir(RunDirPaths):
+    """A folder that only this user can enter (0700). Use as a context manager.
+
+    A small shell outside this process group holds a pipe to this process and removes the folder when the process is
+    killed in a way that no handler sees.
+    """
+
+    def __init__(self) -> None:
+        parent = Path(tempfile.gettempdir())
+        if len(os.fsencode(parent)) > _LONGEST_PARENT:
+            parent = Path("/tmp")
+        super().__init__(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)))
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", _GUARD, "paceline-guard", str(self.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.remove()
+
+    def keep_logs(self, out: Path) -> None:
+        """Copy the logs that are not empty to `out/logs`."""
+        logs = [log for log in sorted(self.path.glob("rank-*.log")) if log.stat().st_size]
+        if logs:
+            (out / "logs").mkdir(parents=True, exist_ok=True)
+        for log in logs:
+            shutil.copyfile(log, out / "logs" / log.name)
+
+    def remove(self) -> None:
+        """Remove the folder and let the guard go."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        # The guard may have been killed by somebody; the folder is gone all the same.
+        try:
+            self._guard.communicate(b"done\n", timeout=5)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            self._guard.kill()
+            self._guard.wait()

@@ -1,0 +1,116 @@
+"""What a run is summed up as: the JSON object of `paceline run --json`, which `summary.json` holds too.
+
+Definitions (times in milliseconds):
+
+- `frames_per_second`: frames of all sessions over the time from the first action to the last frame.
+- `period_ms`: time between two frames of a session in the steady state, the median slope over the second half of the
+  session (`steady_period`, as the plan predicts it); the median over the sessions.
+- `latency_ms`: from a frame's action to the frame, over all frames of all sessions.
+- `lateness_ms`: how long after its due time a frame came, 0 if in time; null without a deadline.
+- `bubble`: the share of the run in which a rank computed nothing, by rank.
+- Percentiles are interpolated linearly between measured values (`steady.percentile`).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from paceline.launch.machine import describe_machine
+from paceline.pipeline.steady import percentile, steady_period
+from paceline.runtime.result import FrameTime, RankReport, RunResult
+from paceline.runtime.spec import RunSpec
+
+__all__ = ["Summary", "summarize"]
+
+Summary = dict[str, Any]
+"""Plain data that JSON can hold; no NaN, null where there is nothing to say."""
+
+
+def summarize(spec: RunSpec, result: RunResult) -> Summary:
+    """Sum a run up."""
+    frames = sum(session.frames for session in result.sessions)
+    return {
+        "topology": spec.topology.name,
+        "seed": spec.seed,
+        "sessions": [msgspec.to_builtins(session) for session in result.sessions],
+        "frames_per_second": _rounded(frames / result.wall_s) if result.wall_s > 0 else None,
+        "period_ms": _rounded(_period_ms(result.times)),
+        "latency_ms": _percentiles([(t.shown_s - t.emitted_s) * 1e3 for t in result.times], (0.5, 0.99)),
+        "machine": {**describe_machine(), "threads": sum(rank.threads for rank in result.ranks)},
+        "serial": spec.serial,
+        "schedule": spec.topology.schedule.value,
+        "context": spec.topology.context.mode.value,
+        "frames": spec.frames,
+        "wall_s": _rounded(result.wall_s),
+        "deadline_ms": spec.topology.deadline_ms,
+        "on_late": spec.topology.on_late.value,
+        "lateness_ms": _lateness(result.times),
+        "decisions": [msgspec.to_builtins(decision) for decision in result.decisions],
+        "stage_ms": _stage_ms(result.ranks),
+        "bubble": {str(rank.rank): _rounded(_bubble(rank)) for rank in result.ranks},
+        "kv_sha256": {key: value for rank in result.ranks for key, value in sorted(rank.kv_sha256.items())},
+        "edges": [msgspec.to_builtins(edge) for rank in result.ranks for edge in rank.edges],
+        "ranks": [_rank(rank, _hosts(result.ranks)) for rank in result.ranks],
+    }
+
+
+def _period_ms(times: Sequence[FrameTime]) -> float:
+    shown: dict[int, list[float]] = {}
+    for time in times:
+        shown.setdefault(time.session, []).append(time.shown_s)
+    periods = [steady_period(sorted(session)) for session in shown.values()]
+    return statistics.median(periods) * 1e3 if periods else math.nan
+
+
+def _lateness(times: Sequence[FrameTime]) -> dict[str, float | None] | None:
+    late = [max(time.shown_s - time.due_s, 0.0) * 1e3 for time in times if not math.isnan(time.due_s)]
+    if not late:
+        return None
+    return {**_percentiles(late, (0.5, 0.99)), "max": _rounded(max(late))}
+
+
+def _percentiles(values: Sequence[float], shares: Sequence[float]) -> dict[str, float | None]:
+    return {f"p{round(share * 100)}": _rounded(percentile(values, share)) for share in shares}
+
+
+def _stage_ms(ranks: Sequence[RankReport]) -> dict[str, float]:
+    """By stage; where several ranks compute a stage, the median over them."""
+    by_stage: dict[str, list[float]] = {}
+    for rank in ranks:
+        for stage, value in rank.stage_ms.items():
+            by_stage.setdefault(stage, []).append(value)
+    return {stage: round(statistics.median(values), 4) for stage, values in by_stage.items()}
+
+
+def _bubble(rank: RankReport) -> float | None:
+    return max(1 - rank.busy_s / rank.wall_s, 0.0) if rank.wall_s > 0 else None
+
+
+def _hosts(ranks: Sequence[RankReport]) -> dict[str, int]:
+    """Hosts by number, since a summary is passed around and a name says who owns the machine."""
+    return {host: index for index, host in enumerate(dict.fromkeys(rank.host for rank in ranks))}
+
+
+def _rank(rank: RankReport, hosts: dict[str, int]) -> dict[str, Any]:
+    return {
+        "rank": rank.rank,
+        "group": rank.group,
+        "host": hosts[rank.host],
+        "device": rank.device,
+        "threads": rank.threads,
+        "stages": rank.stages,
+        "busy_s": _rounded(rank.busy_s),
+        "wall_s": _rounded(rank.wall_s),
+        "stage_ms": {stage: _rounded(value) for stage, value in rank.stage_ms.items()},
+        "peak_rss_bytes": rank.peak_rss_bytes,
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    """To 0.1 microseconds and alike, and null for what is no number."""
+    return None if value is None or not math.isfinite(value) else round(value, 4)

@@ -1,0 +1,148 @@
+"""Watches the workers of a run and ends all of them when one fails, hangs, or the user asks for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from paceline.launch.errors import RunFailedError
+from paceline.launch.failure import End, Failure, cause_of
+from paceline.launch.interrupts import Interrupts
+from paceline.launch.process import Worker, WorkerCommand, stop
+from paceline.launch.progress import ProgressBoard, ProgressRow
+from paceline.launch.run_dir import RunDir
+from paceline.launch.worker_main import STACKS_SIGNAL
+
+__all__ = ["HANG_TIMEOUT_S", "Supervisor"]
+
+HANG_TIMEOUT_S = 60.0
+"""How long a worker may be silent before it counts as hung."""
+
+_START_TIMEOUT_S = 120.0
+# Until its first report a worker loads libraries and weights and meets the others.
+
+_POLL_S = 0.03
+# How long the cause of a failure may take to show up after its consequences.
+_SETTLE_S = 0.4
+# How long a worker that hangs gets to write down where.
+_STACKS_S = 0.1
+_STACK_LINES = 8
+_LOG_LINES = 15
+# The kernel's letters for a process that was stopped by a signal or a tracer.
+_STOPPED = ("T", "t")
+
+
+class Supervisor:
+    """Starts one worker per command and sees them through. It judges workers by what they report about their progress:
+    a socket's heartbeat would still beat in a process whose interpreter hangs."""
+
+    def __init__(
+        self,
+        commands: Sequence[WorkerCommand],
+        run_dir: RunDir,
+        interrupts: Interrupts,
+        hang_timeout_s: float = HANG_TIMEOUT_S,
+        watch: Callable[[Sequence[ProgressRow]], None] | None = None,
+        debug: bool = False,
+    ) -> None:
+        """`watch` is called at every look at the workers, with what each has reported, by rank."""
+        self._commands = commands
+        self._run_dir = run_dir
+        self._interrupts = interrupts
+        self._hang_timeout_s = hang_timeout_s
+        self._watch = watch
+        self._debug = debug
+        self._workers: list[Worker] = []
+
+    def run(self) -> None:
+        """Start the workers and return when all have ended well.
+
+        Raises `RunFailedError` naming the worker at fault, or `Interrupted`; no worker is left in either case.
+        """
+        board = ProgressBoard(self._run_dir.progress, len(self._commands))
+        try:
+            for command in self._commands:
+                self._workers.append(Worker(command, self._run_dir.log(command.rank)))
+            self._see_through(board)
+        finally:
+            asked = self._interrupts.count
+            stop(self._workers, hurry=lambda: self._interrupts.count > max(asked, 1))
+            board.close()
+
+    def _see_through(self, board: ProgressBoard) -> None:
+        rows = [ProgressRow(0, 0)] * len(self._workers)
+        heard = [time.monotonic()] * len(self._workers)
+        while True:
+            # Order matters: a worker that ends after the look at the ends is seen by the next look.
+            self._interrupts.check()
+            ends = self._ends()
+            if any(end.code for end in ends):
+                raise self._failed(ends)
+            now = time.monotonic()
+            for rank in range(len(rows)):
+                row = board.read(rank)
+                if row != rows[rank] or any(end.rank == rank for end in ends):
+                    rows[rank], heard[rank] = row, now
+            if self._watch is not None:
+                self._watch(rows)
+            if len(ends) == len(self._workers):
+                return
+            silent = [w for w in self._workers if now - heard[w.rank] > self._patience_s(rows[w.rank])]
+            if silent:
+                raise self._hung(silent, heard, now)
+            time.sleep(_POLL_S)
+
+    def _patience_s(self, row: ProgressRow) -> float:
+        return self._hang_timeout_s if row.reports else max(self._hang_timeout_s, _START_TIMEOUT_S)
+
+    def _ends(self) -> list[End]:
+        """The workers that have ended, in order of ranks."""
+        ends = []
+        for worker in self._workers:
+            code = worker.poll()
+            if code is not None:
+                ends.append(End(worker.rank, worker.name, code, Failure.read(self._run_dir.path, worker.rank)))
+        return ends
+
+    def _failed(self, ends: list[End]) -> RunFailedError:
+        """The error for the end that explains the others, which may not have been seen first."""
+        end_s = time.monotonic() + _SETTLE_S
+        cause = cause_of([end for end in ends if end.code])
+        while not cause.conclusive and time.monotonic() < end_s and len(ends) < len(self._workers):
+            time.sleep(0.01)
+            ends = self._ends()
+            cause = cause_of([end for end in ends if end.code])
+        return RunFailedError(str(cause), self._detail(cause))
+
+    def _detail(self, end: End) -> str:
+        """The end of a worker's log, where it is the only trace of the cause or the user wants all of it."""
+        if end.failure is not None:
+            return end.failure.traceback if self._debug else ""
+        lines = self._run_dir.log(end.rank).read_text(errors="replace").splitlines()
+        kept = lines if self._debug else lines[-_LOG_LINES:]
+        return "\n".join([f"end of the log of rank {end.rank}:", *kept]) if kept else ""
+
+    def _hung(self, silent: list[Worker], heard: list[float], now: float) -> RunFailedError:
+        """Ranks wait for one another, so that one hanging worker silences others: a stopped one is the cause, else the
+        one that computes, else the one that was silent first."""
+        states = {worker.rank: worker.state() for worker in self._workers}
+        stopped = [worker for worker in self._workers if states[worker.rank] in _STOPPED]
+        computing = [worker for worker in silent if states[worker.rank] == "R"]
+        worst = min(stopped or computing or silent, key=lambda worker: heard[worker.rank])
+        return RunFailedError(
+            f"{worst.name} hangs: no progress for {now - heard[worst.rank]:.0f} s"
+            + (" (the process is stopped, as by SIGSTOP)" if stopped else "")
+            + "; where a stage really takes this long, raise --hang-timeout",
+            "" if stopped else self._stacks(worst),
+        )
+
+    def _stacks(self, worker: Worker) -> str:
+        """Where a worker hangs: the innermost calls of its main thread, or with `debug` all of its log."""
+        log = self._run_dir.log(worker.rank)
+        before = log.stat().st_size
+        worker.send(STACKS_SIGNAL)
+        time.sleep(_STACKS_S)
+        if self._debug:
+            return log.read_text(errors="replace")
+        text = log.read_bytes()[before:].decode(errors="replace")
+        return "\n".join(text[text.find("Current thread") :].splitlines()[:_STACK_LINES])

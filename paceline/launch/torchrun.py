@@ -1,0 +1,77 @@
+"""One rank of a run whose processes torchrun started. torchrun supervises; this joins, runs and reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from paceline.launch.errors import ArgumentError, RunFailedError
+from paceline.launch.failure import Failure
+from paceline.launch.finish import finish
+from paceline.launch.journal import read_journal
+from paceline.launch.run_dir import RunDir
+from paceline.launch.summary import Summary
+from paceline.launch.threads import thread_environment
+from paceline.pipeline.placement import Placement
+from paceline.runtime.spec import RunSpec
+
+__all__ = ["Launched", "record_failure", "run_launched"]
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """What a launcher told this process about its place."""
+
+    rank: int
+    world_size: int
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Launched | None:
+        """None where no launcher started this process. Raises `ArgumentError` where it was told nonsense."""
+        if "RANK" not in environment and "WORLD_SIZE" not in environment:
+            return None
+        try:
+            return cls(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
+        except (KeyError, ValueError):
+            raise ArgumentError(
+                "RANK and WORLD_SIZE must both be numbers; start with torchrun, or unset them"
+            ) from None
+
+
+def run_launched(spec: RunSpec, launched: Launched, watch: Callable[[int], None]) -> Summary | None:
+    """Run this process's rank; the summary on the coordinator's rank, None elsewhere.
+
+    Raises `RunFailedError`, after leaving the cause where torchrun reports it from.
+    """
+    group = spec.topology.groups[Placement(spec.topology).group_of_rank(launched.rank)]
+    # torchrun sets one thread; this has to come before torch is imported.
+    os.environ.update(thread_environment(group.threads))
+    from paceline.runtime.worker import run_rank
+
+    decisions = None if spec.replay is None else read_journal(spec.replay)
+    with RunDir() as run_dir:
+        try:
+            result = run_rank(spec, launched.rank, launched.world_size, run_dir.path, watch, decisions)
+        except Exception as error:
+            failure = Failure.of(launched.rank, error)
+            record_failure(failure)
+            raise RunFailedError(f"rank {launched.rank}: {failure}", failure.traceback) from error
+        return None if result is None else finish(spec, result, run_dir.path)
+
+
+def record_failure(failure: Failure) -> None:
+    """Write the error file from which torchrun's report takes the cause, in the form of torch's own error handler."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file is None:
+        return
+    details = {"py_callstack": failure.traceback, "timestamp": str(int(time.time()))}
+    content = {"message": {"message": str(failure), "extraInfo": details}}
+    try:
+        Path(file).write_text(json.dumps(content))
+    except OSError as error:
+        print(f"paceline: can't write {file}: {error}", file=sys.stderr)

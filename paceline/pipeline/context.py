@@ -1,0 +1,134 @@
+"""What a denoising step reads of earlier frames: the four context modes of DESIGN section 4.
+
+Level s of a frame is the KV that its step s computed, so level 0 comes from pure noise; the last level, equal to the
+number of steps S, is the KV of the clean pass on the finished frame. Prompt frames are clean at every level.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+
+from paceline.pipeline.topology import ContextMode
+
+__all__ = ["Context", "Read", "level_read", "slot_of"]
+
+
+def level_read(mode: ContextMode, steps: int, step: int, distance: int) -> int:
+    """The level that `step` of a frame reads of the frame `distance >= 1` before it, out of `steps` steps.
+
+    clean: the finished frame. cascade: step + distance, which is what that frame is at when all frames in flight
+    advance together (Rolling Forcing, Block Cascading 2511.20426). staggered: one slot older. matched: the same step
+    (LiveAvatar).
+    """
+    match mode:
+        case ContextMode.clean:
+            return steps
+        case ContextMode.cascade:
+            return min(step + distance, steps)
+        case ContextMode.staggered:
+            return min(step + distance - 1, steps)
+        case ContextMode.matched:
+            return step
+
+
+def slot_of(mode: ContextMode, steps: int, frame: int, step: int) -> int:
+    """The slot in which the lock-step schedule computes `step` of `frame`: the diagonal frame + step, or, in mode
+    `clean`, one pass after another."""
+    return frame * (steps + 1) + step if mode is ContextMode.clean else frame + step
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One frame that a pass reads, at a level."""
+
+    frame: int
+    level: int
+
+
+@dataclass(slots=True)
+class Context:
+    """The reads of every pass of one session, with the frames that began at a later step (`fewer_steps`)."""
+
+    mode: ContextMode
+    steps: int
+    window: int
+    sinks: int
+    prompt: int
+    end: int
+    """One past the last frame of the session."""
+    first_steps: dict[int, int] = field(default_factory=dict)
+
+    def begin(self, frame: int, first_step: int) -> None:
+        """Record that `frame` skips the steps before `first_step`.
+
+        Raises `ValueError` where the last step would be skipped too, or `first_step` is below `earliest_step`.
+        """
+        earliest = self.earliest_step(frame)
+        if not earliest <= first_step < self.steps:
+            raise ValueError(
+                f"frame {frame} can't begin at step {first_step}: it must be one of {earliest}..{self.steps - 1}, as "
+                f"frame {frame - 1} began at step {self.first_step(frame - 1)}"
+            )
+        if first_step:
+            self.first_steps[frame] = first_step
+
+    def earliest_step(self, frame: int) -> int:
+        """The first step that `frame` may begin at: at most one before the step that its predecessor began at.
+
+        A frame that skips k steps starts k slots late. Its successor, computed one slot behind, would else read KV that
+        does not exist yet. In mode `clean` frames follow one another, and in mode `matched` a frame that was not at a
+        step is not read there, so both may begin anywhere.
+        """
+        if self.mode in (ContextMode.clean, ContextMode.matched):
+            return 0
+        return max(self.first_step(frame - 1) - 1, 0)
+
+    def first_step(self, frame: int) -> int:
+        """The first step that `frame` computes."""
+        return self.first_steps.get(frame, 0)
+
+    def reads(self, frame: int, step: int) -> tuple[Read, ...]:
+        """What pass (frame, step) reads, oldest frame first: the sinks, then the window."""
+        oldest = max(frame - self.window, 0)
+        frames = [*range(min(self.sinks, oldest)), *range(oldest, frame)]
+        reads = [Read(other, self.level(other, step, frame - other)) for other in frames]
+        if self.mode is ContextMode.matched:
+            # Its group has no KV of a frame that skipped this step, and no other group's KV travels.
+            reads = [read for read in reads if read.level >= self.first_step(read.frame)]
+        return tuple(reads)
+
+    def level(self, frame: int, step: int, distance: int) -> int:
+        """The level at which `step` reads `frame`, `distance` frames back. A level that the frame skipped stands for
+        the first one above it that it computed; in mode `matched` nothing does (see `reads`)."""
+        if frame < self.prompt:
+            return self.steps
+        if self.mode is ContextMode.matched:
+            return step
+        return max(level_read(self.mode, self.steps, step, distance), self.first_step(frame))
+
+    def needed(self, frame: int, level: int, steps: tuple[int, ...]) -> bool:
+        """Whether some later pass of one of `steps` reads `frame` at `level`."""
+        return frame >= self.prompt and any(self.last_reader(frame, level, step) >= 0 for step in steps)
+
+    def last_reader(self, frame: int, level: int, step: int) -> int:
+        """The last frame whose pass at `step` reads `frame` at `level`, or -1."""
+        farthest = self.end - 1 - frame
+        if frame >= self.sinks:
+            farthest = min(farthest, self.window)
+        if frame < self.prompt:
+            return frame + farthest if level == self.steps and farthest >= 1 else -1
+        first = 0 if self.mode is ContextMode.matched else self.first_step(frame)
+        probe = min(farthest, max(self.window, self.steps + 1))
+        distance = _last_distance(self.mode, self.steps, step, level, first, probe)
+        # Beyond `steps` frames the level no longer changes with the distance.
+        return -1 if distance == 0 else frame + (farthest if distance == probe else distance)
+
+
+@cache
+def _last_distance(mode: ContextMode, steps: int, step: int, level: int, first: int, probe: int) -> int:
+    """The largest distance up to `probe` at which `step` reads `level` of a frame that began at step `first`, or 0."""
+    for distance in range(probe, 0, -1):
+        if max(level_read(mode, steps, step, distance), first) == level:
+            return distance
+    return 0

@@ -1,0 +1,256 @@
+"""Proof that a topology can't deadlock, or the cycle of waits that stops it.
+
+Why one execution decides for every order and every timing: the units of a stream run in order; each item is taken by
+one stream, and each credit (of an edge and a session) is used by one stream. So no unit can take a token that another
+one waits for: a unit that may run stays so until it does. Such a net is persistent, and in a persistent net all maximal
+executions consist of the same units (Landweber & Robertson, Properties of conflict-free and persistent Petri nets, JACM
+1978); without credits that is the determinism of Kahn's process networks (1974), and with single producers and
+consumers the net is a marked graph, live if and only if every cycle carries a token (Commoner, Holt, Even & Pnueli,
+Marked directed graphs, JCSS 1971). Ranks add nothing to it: a rank picks only units that may run and never waits inside
+one. Delays, placement and dispatch order are thus of no consequence, and neither is the number of sessions, which share
+no token.
+
+The game is played until its state, seen relative to the oldest frame, repeats at a time when neither the prompt nor the
+end of the session is in reach of a pass; from there on it repeats for ever. Sessions of other lengths have a subset of
+these units and of their waits.
+
+Skipped steps (`fewer_steps`) change the net with every decision; there the game is played to its end under each
+constant decision and under random ones, which is a test and not a proof.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from paceline.pipeline.context import Context
+from paceline.pipeline.game import Game
+from paceline.pipeline.program import ModelShape, Unit
+from paceline.pipeline.sizes import format_size
+from paceline.pipeline.topology import LatePolicy, Topology
+
+__all__ = ["Deadlock", "Limits", "Verdict", "Wait", "check_liveness", "explore"]
+
+_RANDOM_DECISIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What the next unit of a stage waits for: an item from, or a credit of, stage `on`."""
+
+    stage: str
+    session: int
+    frame: int
+    what: Literal["item", "credit"]
+    edge: int
+    on: str
+    text: str
+    """Such as `kv from step1 level 1 layer 0`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of an edge that are large enough."""
+
+    inflight: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlock:
+    """A cycle of waits, or, where `cycle` is not closed, a chain that ends at a stage with nothing left to do."""
+
+    cycle: tuple[Wait, ...]
+    closed: bool
+    fix: dict[int, Limits]
+    """By edge: the smallest limits that free it. Empty where no limit does."""
+    topology: Topology
+
+    def __str__(self) -> str:
+        first = self.cycle[0]
+        parts = [f"stage {first.stage} (session {first.session}, frame {first.frame}) waits for {first.text}"]
+        parts += [f"{wait.stage} (frame {wait.frame}) waits for {wait.text}" for wait in self.cycle[1:]]
+        if not self.closed:
+            parts.append(f"{self.cycle[-1].on} has nothing left to do")
+        return f"deadlock: {'; '.join(parts)}. {self.advice}"
+
+    @property
+    def advice(self) -> str:
+        """What to change."""
+        if not self.fix:
+            return "No limit frees it: the stages wait for each other's items. Check edges and steps."
+        changes = []
+        for index, limits in self.fix.items():
+            edge = self.topology.edges[index]
+            if limits.inflight > edge.inflight:
+                changes.append(f"edges.{index}.inflight={limits.inflight}")
+            if limits.bytes > edge.bytes:
+                changes.append(f"edges.{index}.bytes={limits.bytes}")
+        return f"Fix: {' '.join(f'--set {change}' for change in changes)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a play went. `repeats`: its state came again, so it goes on for ever; else it was played to its end."""
+
+    live: bool
+    repeats: bool
+    game: Game
+
+
+def check_liveness(topology: Topology, shape: ModelShape) -> Deadlock | None:
+    """None where no run of the topology can deadlock (see the module for what that rests on), else how it does."""
+    decisions: list[dict[int, int]] = [{}]
+    if topology.on_late is LatePolicy.fewer_steps and topology.workload == "world":
+        decisions += _decisions(topology)
+    for first_steps in decisions:
+        verdict = explore(topology, shape, first_steps)
+        if not verdict.live:
+            waits, closed = _cycle(verdict.game)
+            return Deadlock(waits, closed, _fix(topology, shape, first_steps), topology)
+    return None
+
+
+def _reach(topology: Topology) -> int:
+    """How many frames around its own a pass depends on, at most."""
+    return topology.context.window + topology.context.sinks + topology.model.steps + 2
+
+
+def _frames(topology: Topology) -> int:
+    buffered = max((edge.inflight for edge in topology.edges if edge.carries == "item"), default=1)
+    stages = len(topology.stages)
+    # Room for the start, for the ends of the chain to drift apart as far as credits let them, and for a few
+    # repetitions.
+    return 4 * _reach(topology) + min(buffered, 64) * stages + 16
+
+
+def explore(topology: Topology, shape: ModelShape, first_steps: Mapping[int, int] | None = None) -> Verdict:
+    """Play until the state repeats, to the end, or until nothing can run."""
+    game = Game.start(topology, shape, _frames(topology), first_steps)
+    context = topology.context
+    settled = (context.prompt if topology.workload == "world" else 0) + _reach(topology)
+    seen: set[object] = set()
+    while not game.done:
+        enabled = game.enabled()
+        if not enabled:
+            return Verdict(False, False, game)
+        for stage in enabled:
+            game.fire(stage)
+        if first_steps:
+            continue
+        base, top, state = game.state()
+        if base < settled or top + _reach(topology) >= game.end:
+            continue
+        if state in seen:
+            return Verdict(True, True, game)
+        seen.add(state)
+    return Verdict(True, False, game)
+
+
+def _decisions(topology: Topology) -> list[dict[int, int]]:
+    """Every constant decision, and random ones, as far as a context allows them."""
+    spec, steps = topology.context, topology.model.steps
+    end = spec.prompt + _frames(topology)
+    found: list[dict[int, int]] = []
+    source = random.Random(0)
+    for number in range(1, steps + _RANDOM_DECISIONS):
+        context = Context(spec.mode, steps, spec.window, spec.sinks, spec.prompt, end)
+        for frame in range(spec.prompt, end):
+            wish = number if number < steps else source.choice([0, source.randrange(steps)])
+            context.begin(frame, max(wish, context.earliest_step(frame)))
+        found.append(context.first_steps)
+    return found
+
+
+# -- naming ------------------------------------------------------------------------------------------------------------
+
+
+def _cycle(game: Game) -> tuple[tuple[Wait, ...], bool]:
+    """Follow the waits of a stuck game to a cycle."""
+    waiting = game.waiting()
+    here = min(waiting, key=lambda stage: waiting[stage].priority)
+    trail: dict[str, Wait] = {}
+    while here not in trail:
+        if here not in waiting:
+            return tuple(trail.values()), False
+        trail[here] = _wait(game, waiting[here])
+        here = trail[here].on
+    stages = list(trail)
+    return tuple(trail[stage] for stage in stages[stages.index(here) :]), True
+
+
+def _wait(game: Game, unit: Unit) -> Wait:
+    edges = game.topology.edges
+    key = game.tokens.absent(unit)
+    if key is not None:
+        source = edges[key.edge].source
+        text = f"frame {key.position} from {source}"
+        if edges[key.edge].carries == "kv":
+            level, layer = divmod(key.part, game.layers)
+            text = f"kv from {source} of frame {key.position} level {level} layer {layer}"
+        return Wait(unit.stage, unit.session, unit.frame, "item", key.edge, source, text)
+    give = game.tokens.refused(unit)
+    if give is None:
+        raise RuntimeError(f"stage {unit.stage} is said to be stuck, but its next unit may run")
+    edge = edges[give.edge]
+    limit = f"inflight {edge.inflight}"
+    if give.nbytes + game.tokens.ledgers[give.edge].inflight(unit.session)[1] > edge.bytes:
+        limit = f"bytes {format_size(edge.bytes)}, an item has {format_size(give.nbytes)}"
+    text = f"a credit on edge {give.edge} to {edge.target} ({limit})"
+    return Wait(unit.stage, unit.session, unit.frame, "credit", give.edge, edge.target, text)
+
+
+# -- fixing ------------------------------------------------------------------------------------------------------------
+
+
+def _with_limits(topology: Topology, limits: dict[int, Limits]) -> Topology:
+    edges = list(topology.edges)
+    for index, limit in limits.items():
+        edges[index] = edges[index].model_copy(update={"inflight": limit.inflight, "bytes": limit.bytes})
+    return topology.model_copy(update={"edges": tuple(edges)})
+
+
+def _fix(topology: Topology, shape: ModelShape, first_steps: dict[int, int]) -> dict[int, Limits]:
+    """Raise the limits on the cycle, twofold each time, until it runs; then lower each again as far as it still does.
+    More credit never stops a persistent net, so the search may bisect."""
+    limits: dict[int, Limits] = {}
+    while True:
+        verdict = explore(_with_limits(topology, limits), shape, first_steps)
+        if verdict.live:
+            break
+        game = verdict.game
+        refused = [wait for wait in _cycle(game)[0] if wait.what == "credit"]
+        if not refused:
+            return {}
+        for wait in refused:
+            edge = game.topology.edges[wait.edge]
+            unit = game.waiting()[wait.stage]
+            items, nbytes = game.tokens.ledgers[wait.edge].inflight(unit.session)
+            for give in unit.gives:
+                if give.edge == wait.edge:
+                    items, nbytes = items + 1, nbytes + give.nbytes
+            inflight = edge.inflight if items <= edge.inflight else max(items, 2 * edge.inflight)
+            size = edge.bytes if nbytes <= edge.bytes else max(nbytes, 2 * edge.bytes)
+            limits[wait.edge] = Limits(inflight, size)
+    for index in list(limits):
+        for field in ("inflight", "bytes"):
+            low, high = getattr(topology.edges[index], field), getattr(limits[index], field)
+            while low < high:
+                middle = (low + high) // 2
+                trial = {**limits, index: _replaced(limits[index], field, middle)}
+                if explore(_with_limits(topology, trial), shape, first_steps).live:
+                    high = middle
+                else:
+                    low = middle + 1
+            limits[index] = _replaced(limits[index], field, high)
+    return {
+        index: limit
+        for index, limit in limits.items()
+        if (limit.inflight, limit.bytes) != (topology.edges[index].inflight, topology.edges[index].bytes)
+    }
+
+
+def _replaced(limits: Limits, field: str, value: int) -> Limits:
+    return Limits(value, limits.bytes) if field == "inflight" else Limits(limits.inflight, value)

@@ -1,0 +1,113 @@
+"""What has to travel and to be kept: bytes per slot on every link in each context mode, KV held by every rank."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from paceline.pipeline.bounds import busiest_s
+from paceline.pipeline.costs import Costs
+from paceline.pipeline.flow import needed_kv_edges
+from paceline.pipeline.placement import Placement
+from paceline.pipeline.program import DenoiseProgram, ModelShape, program_for
+from paceline.pipeline.topology import ContextMode, EdgeSpec, Schedule, StageKind, Topology, Transport
+
+__all__ = ["LinkLoad", "in_mode", "kv_held_bytes", "link_loads"]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLoad:
+    """What one directed link between two ranks carries in the steady state. `slot_s` is the time it has for that: the
+    deadline, or where there is none (or it can't be met) the work of the busiest rank."""
+
+    mode: ContextMode
+    source: int
+    target: int
+    via: Transport
+    bytes_per_slot: int
+    slot_s: float
+    carries_bytes_per_s: float
+
+    @property
+    def bytes_per_s(self) -> float:
+        """The rate that is needed."""
+        if self.slot_s > 0:
+            return self.bytes_per_slot / self.slot_s
+        return float("inf") if self.bytes_per_slot else 0.0
+
+    @property
+    def fits(self) -> bool:
+        """Whether the link can carry it. Without any cost of compute there is no slot, and nothing to compare."""
+        return self.slot_s <= 0 or self.bytes_per_s <= self.carries_bytes_per_s
+
+
+def in_mode(topology: Topology, mode: ContextMode) -> Topology:
+    """The same placement in another context mode, with the KV edges that it needs; new ones travel like the first edge
+    between ranks."""
+    if topology.workload != "world":
+        return topology
+    variant = topology.model_copy(update={"context": topology.context.model_copy(update={"mode": mode})})
+    known = {(edge.source, edge.target): edge for edge in topology.edges if edge.carries == "kv"}
+    far = [*known.values(), *topology.edges]
+    via = next((edge.via for edge in far if edge.via is not Transport.local), Transport.local)
+    edges = [edge for edge in topology.edges if edge.carries == "item"]
+    for source, target in needed_kv_edges(variant):
+        spec = {"from": source, "to": target, "carries": "kv", "via": via, "inflight": 2 * topology.model.steps + 64}
+        edges.append(known.get((source, target)) or EdgeSpec.model_validate(spec))
+    return variant.model_copy(update={"edges": tuple(edges)})
+
+
+def link_loads(topology: Topology, shape: ModelShape, costs: Costs, sessions: int) -> list[LinkLoad]:
+    """Loads of all links between ranks, in one context mode: the topology's own."""
+    placement = Placement(topology)
+    busiest = busiest_s(topology, costs, sessions)
+    slot_s = max(busiest, (topology.deadline_ms or 0.0) / 1000)
+    loads: Counter[tuple[int, int, Transport]] = Counter()
+    if topology.schedule is not Schedule.serial:
+        for index, nbytes in _bytes_per_frame(topology, shape).items():
+            edge = topology.edges[index]
+            for session in range(sessions):
+                source, target = placement.rank_of(edge.source, session), placement.rank_of(edge.target, session)
+                if source != target:
+                    loads[source, target, edge.via] += nbytes
+    return [
+        LinkLoad(topology.context.mode, source, target, via, nbytes, slot_s, costs.link(via, False).bytes_per_s)
+        for (source, target, via), nbytes in sorted(loads.items())
+    ]
+
+
+def _bytes_per_frame(topology: Topology, shape: ModelShape) -> Counter[int]:
+    """By edge: bytes that a frame of one session gives in the steady state, as the programs count them."""
+    reach = topology.context.window + topology.context.sinks + topology.model.steps + 2
+    prompt = topology.context.prompt if topology.workload == "world" else 0
+    probe = prompt + reach
+    found: Counter[int] = Counter()
+    for stage in topology.stages:
+        for unit in program_for(topology, shape, stage, 0, 2 * reach + 1).units():
+            for give in unit.gives:
+                if give.position == probe:
+                    found[give.edge] += give.nbytes
+    return found
+
+
+def kv_held_bytes(topology: Topology, shape: ModelShape, sessions: int) -> list[int]:
+    """By rank: KV that its denoise stages hold in the steady state, which is what the passes of one slot (of one frame,
+    in mode `clean`) read and write."""
+    placement = Placement(topology)
+    held = [0] * placement.world_size
+    reach = topology.context.window + topology.context.sinks + topology.model.steps + 2
+    for stage, spec in topology.stages.items():
+        if spec.kind is not StageKind.denoise:
+            continue
+        program = program_for(topology, shape, stage, 0, 2 * reach + 1)
+        if not isinstance(program, DenoiseProgram):
+            continue
+        entries: set[tuple[int, int]] = set()
+        for step in program.steps:
+            frame = program.prompt + reach - (0 if topology.context.mode is ContextMode.clean else step)
+            entries.add((frame, step))
+            entries |= {(read.frame, read.level) for read in program.context.reads(frame, step)}
+        for session in range(sessions):
+            rank = 0 if topology.schedule is Schedule.serial else placement.rank_of(stage, session)
+            held[rank] += len(entries) * shape.layers * shape.kv_layer_bytes
+    return held

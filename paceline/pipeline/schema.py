@@ -1,0 +1,189 @@
+"""What the models of a topology expect at a key, in words, and the errors of pydantic as problems."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+import annotated_types
+from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic_core import ErrorDetails
+
+from paceline.pipeline.problem import KeyPath, Problem, closest, nearest
+from paceline.pipeline.sizes import parse_size
+from paceline.pipeline.topology import Topology
+
+__all__ = ["MISSING", "UNKNOWN_KEY", "Slot", "intended_path", "pattern", "problems_of", "slot_at"]
+
+_WORDS = {
+    "name": "text of letters, digits, '.', '_' and '-'",
+    "model.weights": "zoo:world or the path of a .safetensors file",
+    "groups.*.device": "cpu, cuda or cuda:N",
+    "stages.*.group": "the name of a group",
+    "stages.*.steps": "a list such as [0] or [1, clean]",
+    "stages.*.steps.*": "a step number from 0, or clean",
+    "edges.*.from": "the name of a stage",
+    "edges.*.to": "the name of a stage",
+    "network.bind": "an address such as 127.0.0.1",
+}
+_NAMED = ("groups", "stages")
+MISSING = "is missing"
+UNKNOWN_KEY = "is no known key"
+
+
+class Slot(NamedTuple):
+    """A place in a topology: its type, and the bounds and validators on it."""
+
+    annotation: Any
+    metadata: tuple[Any, ...] = ()
+
+    @property
+    def model(self) -> type[BaseModel] | None:
+        """The model whose keys stand here, if any."""
+        kind = self.annotation
+        return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys that a model here knows, as YAML writes them."""
+        model = self.model
+        return [field.alias or name for name, field in model.model_fields.items()] if model else []
+
+    def below(self, segment: str | int) -> Slot | None:
+        """The place one key or index further down; `None` where the models know none."""
+        origin, arguments = get_origin(self.annotation), get_args(self.annotation)
+        if origin is dict:
+            return _slot(arguments[1])
+        if origin is tuple:
+            return _slot(arguments[0]) if isinstance(segment, int) else None
+        for name, field in self.model.model_fields.items() if self.model else ():
+            if (field.alias or name) == segment:
+                return _slot(field.annotation, *field.metadata)
+        return None
+
+
+def _slot(annotation: Any, *metadata: Any) -> Slot:
+    """A slot with `Annotated` and `| None` taken off its type."""
+    if get_origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        return _slot(inner, *more, *metadata)
+    if get_origin(annotation) in (Union, types.UnionType):
+        others = [kind for kind in get_args(annotation) if kind is not type(None)]
+        if len(others) == 1:
+            return _slot(others[0], *metadata)
+    return Slot(annotation, metadata)
+
+
+def slot_at(path: KeyPath) -> Slot | None:
+    """What stands at a path; `None` where the models know no such key."""
+    slot: Slot | None = _slot(Topology)
+    for segment in path:
+        if slot is None:
+            return None
+        slot = slot.below(segment)
+    return slot
+
+
+def pattern(path: KeyPath) -> str:
+    """The path with `*` for names of groups and stages and for indices: `stages.*.steps`."""
+    return ".".join(
+        "*" if isinstance(part, int) or (place == 1 and path[0] in _NAMED) else part for place, part in enumerate(path)
+    )
+
+
+def _expected(path: KeyPath) -> str:
+    """What would be right at a path."""
+    words = _WORDS.get(pattern(path))
+    slot = slot_at(path)
+    if words or slot is None:
+        return f"write {words or 'a known key'}"
+    kind = slot.annotation
+    if slot.model:
+        return f"write a mapping with keys among {', '.join(slot.keys)}"
+    if get_origin(kind) is dict:
+        return f"write a mapping from names to {path[-1]}, with at least one"
+    if get_origin(kind) is tuple:
+        return f"write a list of {path[-1]}"
+    if get_origin(kind) is Literal:
+        return f"write {_choice(get_args(kind))}"
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return f"write {_choice(member.value for member in kind)}"
+    if any(isinstance(entry, BeforeValidator) and entry.func is parse_size for entry in slot.metadata):
+        return "write a size above 0 in bytes or with a unit, such as 4096, 64KiB or 1.5MiB"
+    if kind is bool:
+        return "write true or false"
+    if kind is int or kind is float:
+        return f"write a {'whole ' if kind is int else ''}number{_bounds(slot.metadata)}"
+    return "write a path" if kind is Path else "write text"
+
+
+def _choice(values: Iterable[object]) -> str:
+    *most, last = map(str, values)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _bounds(metadata: tuple[Any, ...]) -> str:
+    low = high = ""
+    for bound in metadata:
+        if isinstance(bound, annotated_types.Ge):
+            low = f" of at least {bound.ge}"
+        elif isinstance(bound, annotated_types.Gt):
+            low = f" above {bound.gt}"
+        elif isinstance(bound, annotated_types.Le):
+            high = f" of at most {bound.le}"
+        elif isinstance(bound, annotated_types.Lt):
+            high = f" below {bound.lt}"
+    return " and".join(filter(None, (low, high)))
+
+
+def problems_of(error: ValidationError, data: object) -> list[Problem]:
+    """One problem for each key that pydantic refused."""
+    problems: dict[KeyPath, Problem] = {}
+    for details in error.errors(include_url=False, include_context=False):
+        problem = _translate(details, data)
+        problems.setdefault(problem.path, problem)
+    # A misspelt key is one problem and not two: what it was meant to be is not missing.
+    meant = {intended_path(problem.path) for problem in problems.values() if problem.wrong == UNKNOWN_KEY}
+    return [problem for path, problem in problems.items() if problem.wrong != MISSING or path not in meant]
+
+
+def intended_path(path: KeyPath) -> KeyPath:
+    """The known path that a misspelt one is nearest to; empty where none is close."""
+    slot = slot_at(path[:-1])
+    close = closest(str(path[-1]), slot.keys if slot else [])
+    return (*path[:-1], close) if close else ()
+
+
+def _translate(details: ErrorDetails, data: object) -> Problem:
+    path = details["loc"]
+    if path and path[-1] == "[key]":
+        named = path[:-1]
+        right = "use letters, digits, '_' and '-' only, so that --set can name it"
+        return Problem(named, f"{named[-1]!r} is no name", right)
+    if len(path) > 4 and pattern(path[:4]) == "stages.*.steps.*":
+        path = path[:4]  # pydantic names the branch of the union
+    if details["type"] == "extra_forbidden":
+        parent = slot_at(path[:-1])
+        known = parent.keys if parent else []
+        return Problem(path, UNKNOWN_KEY, nearest(str(path[-1]), known))
+    if details["type"] == "missing":
+        return Problem(path, MISSING, _expected(path))
+    return Problem(path, f"is {_describe(data, path)}", _expected(path))
+
+
+def _describe(data: object, path: KeyPath) -> str:
+    """The value at a path in a few words."""
+    for segment in path:
+        data = data[segment]  # type: ignore[index]
+    if data is None:
+        return "empty"
+    if isinstance(data, bool):
+        return str(data).lower()
+    if isinstance(data, dict | list):
+        kind = "mapping" if isinstance(data, dict) else "list"
+        return f"a {kind}" if data else f"an empty {kind}"
+    text = repr(data)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,95 @@
+"""The smallest things that programs are made of: units of compute, the passes in them, the items they send."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from paceline.pipeline.key import Key
+from paceline.pipeline.topology import ContextMode, Topology
+
+__all__ = ["Give", "ModelShape", "Row", "Unit", "UnitKind", "kv_part", "kv_run"]
+
+
+class UnitKind(StrEnum):
+    """What a unit does."""
+
+    emit = "emit"
+    """source: send a prompt frame or the action of the next frame"""
+    receive = "receive"
+    """denoise: take in a latent and the decisions that came with it"""
+    prefill = "prefill"
+    """denoise: the clean pass of a prompt frame"""
+    layers = "layers"
+    """denoise: some layers of some rows"""
+    drain = "drain"
+    """denoise: take in KV ahead of the pass that reads it, or that a skipped pass would have read"""
+    decode = "decode"
+    sleep = "sleep"
+    show = "show"
+    """sink: a finished frame"""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes that the plan and the credits need. Bytes are those of one frame."""
+
+    layers: int
+    latent_bytes: int
+    kv_layer_bytes: int
+    frame_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One pass: `step` of `frame`; step S is the clean pass."""
+
+    frame: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Give:
+    """One item that a unit sends when it is done. A KV give names the row's level and its run of layers."""
+
+    edge: int
+    position: int
+    part: int
+    nbytes: int
+    layers: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The smallest thing that a group computes without stopping."""
+
+    stage: str
+    session: int
+    kind: UnitKind
+    slot: int
+    frame: int
+    rows: tuple[Row, ...] = ()
+    layers: tuple[int, int] = (0, 0)
+    takes: tuple[Key, ...] = ()
+    gives: tuple[Give, ...] = ()
+
+    @property
+    def priority(self) -> tuple[int, int, int]:
+        """Smaller runs first: older slots, then later steps (they free more), then lower sessions."""
+        return self.slot, -max((row.step for row in self.rows), default=1 << 30), self.session
+
+
+def kv_part(level: int, layer: int, layers: int) -> int:
+    """The `part` of a KV item: its level and the first layer that it carries."""
+    return level * layers + layer
+
+
+def kv_run(topology: Topology, shape: ModelShape, edge: int, level: int) -> int:
+    """Layers in one KV item of `level` on an edge.
+
+    KV is streamed by runs of layers only where the reader can use it in the same slot, one run behind. A level that its
+    stage computes before another one of the same slot is there long before, so it goes whole.
+    """
+    spec = topology.edges[edge]
+    streams = topology.context.mode is ContextMode.cascade and level == topology.stage_steps(spec.source)[0]
+    return min(spec.layers, shape.layers) if streams else shape.layers

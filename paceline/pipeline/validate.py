@@ -1,0 +1,238 @@
+"""What a single key of a topology can't know: whether groups, stages, edges, steps and schedule fit together.
+
+Every check is a pure generator of problems without a file or line; `load.py` adds those. Each names the keys that it
+relies on, so that a check is left out where one of them is broken already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from paceline.pipeline.placement import Placement
+from paceline.pipeline.problem import Problem, nearest
+from paceline.pipeline.topology import LatePolicy, Schedule, StageKind, Topology, Transport
+from paceline.pipeline.validate_flow import check_cycle, check_item_path, check_kv_edges, check_steps
+
+__all__ = ["UNKNOWN", "check_world_size", "validate"]
+
+UNKNOWN = "?"
+"""Stands in for a name that could not be read; no name of a stage or group can be this."""
+
+Check = Callable[[Topology], Iterator[Problem]]
+
+
+def validate(topology: Topology, broken: frozenset[str] | set[str] = frozenset()) -> list[Problem]:
+    """All problems of a topology whose keys are right one by one; `broken` names keys that are not, as patterns such as
+    `stages.*.steps`."""
+    found: list[Problem] = []
+    failed = set(broken)
+    for check, relies_on, spoils in _CHECKS:
+        if not failed.isdisjoint(relies_on.split()):
+            continue
+        problems = list(check(topology))
+        found += problems
+        if problems:
+            failed |= set(spoils.split())
+    return found
+
+
+def check_world_size(topology: Topology, world_size: int) -> list[Problem]:
+    """Whether the groups hold as many ranks as a launcher started processes."""
+    if world_size == topology.world_size:
+        return []
+    groups = ", ".join(f"{name}: {group.ranks}" for name, group in topology.groups.items())
+    wrong = f"add up to {topology.world_size} ranks ({groups}), but {world_size} processes were started"
+    return [Problem(("groups",), wrong, f"start {topology.world_size} processes or change the ranks of a group")]
+
+
+def _groups(topology: Topology) -> Iterator[Problem]:
+    """Stages on unknown groups, groups that no stage uses, several processes on one GPU."""
+    used = {stage.group for stage in topology.stages.values()}
+    for name, stage in topology.stages.items():
+        if stage.group not in topology.groups and stage.group != UNKNOWN:
+            wrong = f"'{stage.group}' is no group"
+            yield Problem(("stages", name, "group"), wrong, nearest(stage.group, topology.groups))
+    # A group that looks unused may be the one that a misspelt name means.
+    for name in topology.groups if used <= set(topology.groups) else ():
+        if name not in used:
+            yield Problem(("groups", name), "has no stage", "place a stage on it or remove the group")
+    for name, group in topology.groups.items():
+        if ":" in group.device and group.ranks > 1:
+            wrong = f"puts {group.ranks} ranks on one GPU, {group.device}"
+            right = "write device: cuda, which gives each rank a GPU of its own, or ranks: 1"
+            yield Problem(("groups", name, "ranks"), wrong, right)
+
+
+def _edge_ends(topology: Topology) -> Iterator[Problem]:
+    """Edges from or to unknown stages, from a stage to itself, and edges given twice."""
+    first: dict[tuple[str, str, str], int] = {}
+    for index, edge in enumerate(topology.edges):
+        for key, name in (("from", edge.source), ("to", edge.target)):
+            if name not in topology.stages and name != UNKNOWN:
+                yield Problem(("edges", index, key), f"'{name}' is no stage", nearest(name, topology.stages))
+        if UNKNOWN in (edge.source, edge.target):
+            continue
+        if edge.source == edge.target:
+            right = "remove it; what a stage keeps for itself needs no edge"
+            yield Problem(("edges", index), f"goes from {edge.source} to itself", right)
+        earlier = first.setdefault((edge.source, edge.target, edge.carries), index)
+        if earlier != index:
+            wrong = f"is the same as edge {earlier}: {edge.carries} from {edge.source} to {edge.target}"
+            yield Problem(("edges", index), wrong, "keep one of the two")
+
+
+def _kinds(topology: Topology) -> Iterator[Problem]:
+    """The stages that a workload has, and their number."""
+    world = topology.workload == "world"
+    allowed = [
+        StageKind.source,
+        *([StageKind.denoise, StageKind.decode] if world else [StageKind.sleep]),
+        StageKind.sink,
+    ]
+    several = {StageKind.denoise, StageKind.sleep}
+    seen: dict[StageKind, str] = {}
+    for name, stage in topology.stages.items():
+        if stage.kind not in allowed:
+            wrong = f"'{stage.kind}' has no place in workload {topology.workload}"
+            yield Problem(("stages", name, "kind"), wrong, f"use {', '.join(allowed[:-1])} or {allowed[-1]}")
+        elif stage.kind in seen and stage.kind not in several:
+            wrong = f"is a second {stage.kind} beside '{seen[stage.kind]}'"
+            yield Problem(("stages", name, "kind"), wrong, f"keep exactly one {stage.kind}")
+        seen.setdefault(stage.kind, name)
+    for kind in allowed:
+        if kind not in seen:
+            number = "at least one" if kind in several else "exactly one"
+            wrong = f"has no stage of kind {kind}"
+            yield Problem(("stages",), wrong, f"add {number}: workload {topology.workload} needs it")
+
+
+def _session_home(topology: Topology) -> Iterator[Problem]:
+    """Source and sink on one group: the session lives there."""
+    homes = {stage.kind: (name, stage.group) for name, stage in topology.stages.items()}
+    source, sink = homes[StageKind.source], homes[StageKind.sink]
+    if source[1] != sink[1]:
+        wrong = f"the sink is on '{sink[1]}' but the source '{source[0]}' is on '{source[1]}'"
+        right = "put both on one group, where the session lives"
+        yield Problem(("stages", sink[0], "group"), wrong, right)
+
+
+def _local_edges(topology: Topology) -> Iterator[Problem]:
+    """`via: local` between ranks that are not the same."""
+    placement = Placement(topology)
+    for index, edge in enumerate(topology.edges):
+        for session in range(2 if edge.via == Transport.local else 0):
+            source, target = (placement.group_of(stage, session) for stage in (edge.source, edge.target))
+            if source != target:
+                odd = " for odd sessions (schedule: mirrored)" if session else ""
+                wrong = (
+                    f"local can't carry {edge.source} -> {edge.target} from group '{source}' to group '{target}'{odd}"
+                )
+                yield Problem(("edges", index, "via"), wrong, "use dist or zmq")
+                break
+
+
+def _schedule(topology: Topology) -> Iterator[Problem]:
+    """What the mirrored and the batched schedule ask of the placement."""
+    kind = StageKind.denoise if topology.workload == "world" else StageKind.sleep
+    stages = {name: stage.group for name, stage in topology.stages.items() if stage.kind == kind}
+    if topology.schedule == Schedule.mirrored:
+        if len(set(stages.values())) < 2:
+            right = "spread them over groups or use schedule: wavefront"
+            yield Problem(("schedule",), f"mirrored needs {kind} stages on at least 2 groups", right)
+        else:
+            owner: dict[str, str] = {}
+            for name, group in stages.items():
+                if owner.setdefault(group, name) != name:
+                    wrong = f"'{group}' already has the {kind} stage '{owner[group]}'"
+                    yield Problem(("stages", name, "group"), wrong, "mirrored needs a group for each of them")
+    elif topology.schedule == Schedule.batched:
+        if topology.workload != "world":
+            right = "use serial, wavefront or mirrored"
+            yield Problem(("schedule",), f"batched joins denoising steps; workload {topology.workload} has none", right)
+            return
+        if len(stages) != 1:
+            right = "put all steps on one stage or use schedule: wavefront"
+            yield Problem(("schedule",), f"batched needs one denoise stage, not {len(stages)}", right)
+        for group in set(stages.values()):
+            if topology.groups[group].ranks > 1:
+                right = "write ranks: 1 or use another schedule"
+                yield Problem(("groups", group, "ranks"), "batched needs one rank for its joint forward", right)
+        if topology.deterministic:
+            right = "write deterministic: false or use schedule: wavefront"
+            yield Problem(("schedule",), "batched joins steps in one forward, which may change bits", right)
+
+
+def _determinism(topology: Topology) -> Iterator[Problem]:
+    """What may change bits although `deterministic` is true."""
+    if not topology.deterministic:
+        return
+    for name, stage in topology.stages.items():
+        if stage.max_batch > 1:
+            right = "write max_batch: 1 or deterministic: false"
+            wrong = f"is {stage.max_batch}: a batch of several sessions may change bits"
+            yield Problem(("stages", name, "max_batch"), wrong, right)
+    used = {stage.group for stage in topology.stages.values() if stage.kind == StageKind.denoise}
+    groups = [name for name in topology.groups if name in used]
+    for name in groups[1:]:
+        first, other = topology.groups[groups[0]], topology.groups[name]
+        if other.threads != first.threads:
+            wrong = f"is {other.threads}, but {first.threads} on '{groups[0]}': bits depend on the thread count"
+            right = "use the same number for all denoise groups or write deterministic: false"
+            yield Problem(("groups", name, "threads"), wrong, right)
+        if other.device.partition(":")[0] != first.device.partition(":")[0]:
+            wrong = f"is {other.device}, but {first.device} on '{groups[0]}': bits depend on the kind of device"
+            right = "use one kind for all denoise groups or write deterministic: false"
+            yield Problem(("groups", name, "device"), wrong, right)
+
+
+def _deadline(topology: Topology) -> Iterator[Problem]:
+    """A late policy that can't act."""
+    if topology.on_late == LatePolicy.wait:
+        return
+    if topology.deadline_ms is None:
+        right = "write deadline_ms, such as 40 for 25 frames/s, or on_late: wait"
+        yield Problem(("on_late",), f"{topology.on_late} needs a deadline", right)
+    if topology.on_late == LatePolicy.fewer_steps:
+        if topology.workload != "world":
+            yield Problem(("on_late",), f"workload {topology.workload} has no steps to leave out", "use wait or repeat")
+        elif topology.model.steps < 2:
+            right = "raise model.steps or use wait or repeat"
+            yield Problem(("on_late",), "fewer_steps can't go below the 1 step of model.steps", right)
+
+
+def _network(topology: Topology) -> Iterator[Problem]:
+    """Sockets beyond loopback without keys."""
+    network = topology.network
+    if not network.loopback and network.curve is None:
+        right = "bind 127.0.0.1 or give network.curve with secret and allow"
+        yield Problem(("network", "bind"), f"'{network.bind}' can be reached from other hosts", right)
+
+
+def _steps_elsewhere(topology: Topology) -> Iterator[Problem]:
+    """`steps` on a stage that takes none."""
+    for name, stage in topology.stages.items():
+        if stage.steps and stage.kind != StageKind.denoise:
+            right = "remove them or write kind: denoise"
+            yield Problem(("stages", name, "steps"), f"a {stage.kind} stage takes no steps", right)
+
+
+_ENDS = "stages.*.kind edges.*.from edges.*.to edges.*.carries workload"
+_PLACES = "stages.*.kind stages.*.group groups.*.ranks workload"
+_STEPS = "stages.*.kind stages.*.steps model.steps context.mode workload"
+# Each check with the keys it relies on, and what can't be relied on any more where it found something.
+_CHECKS: list[tuple[Check, str, str]] = [
+    (_groups, "", "placed-groups"),
+    (_edge_ends, "", "edge-ends"),
+    (_kinds, "stages.*.kind workload", "kinds"),
+    (_steps_elsewhere, "stages.*.kind stages.*.steps", "kinds"),
+    (check_steps, f"{_STEPS} kinds", "steps"),
+    (_session_home, f"{_PLACES} kinds placed-groups", ""),
+    (check_cycle, f"{_ENDS} edge-ends", ""),
+    (check_item_path, f"{_ENDS} {_STEPS} kinds steps edge-ends", "path"),
+    (check_kv_edges, f"{_ENDS} {_STEPS} kinds steps edge-ends", ""),
+    (_schedule, f"{_PLACES} schedule deterministic kinds placed-groups", "schedule"),
+    (_local_edges, f"{_PLACES} {_ENDS} {_STEPS} edges.*.via schedule kinds steps placed-groups edge-ends path", ""),
+    (_determinism, "deterministic stages.*.max_batch groups.*.threads groups.*.device stages.*.kind", ""),
+    (_deadline, "on_late deadline_ms model.steps workload", ""),
+    (_network, "network.bind network.curve", ""),
+]

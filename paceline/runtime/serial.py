@@ -1,0 +1,195 @@
+"""The serial reference: the same topology in one process, one item at a time.
+
+Written as plain loops over frames and steps, apart from the programs, dispatchers and channels that it is the reference
+for; it shares with them only what a pass computes.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from paceline.kernels.philox import Purpose, normal
+from paceline.pipeline.context import Context
+from paceline.pipeline.program import Row
+from paceline.pipeline.topology import ContextMode, StageKind, Topology
+from paceline.runtime.clock import now
+from paceline.runtime.report import merge, peak_rss_bytes, stage_ms
+from paceline.runtime.result import EVENTS_KEPT, Decision, Event, RankReport, RunResult
+from paceline.runtime.session import Session
+from paceline.runtime.spec import RunSpec
+from paceline.stages.denoise import condition_of, pass_times
+from paceline.stages.dit import DiT, load_dit
+from paceline.stages.feed import resolve_weights
+from paceline.stages.frame_cache import FrameCache
+from paceline.stages.item import Meta
+from paceline.stages.passes import ConditionTable, Pass, run_layers
+from paceline.stages.patches import decode
+
+__all__ = ["run_serial"]
+
+Progress = Callable[[int], None]
+
+
+class _Recorder:
+    """Events of the one rank."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._owner = {
+            step: name
+            for name, stage in spec.topology.stages.items()
+            if stage.kind is StageKind.denoise
+            for step in spec.topology.stage_steps(name)
+        }
+        self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+
+    def add(self, stage: str | None, session: int, kind: str, frame: int, step: int, start_s: float) -> None:
+        name = stage if stage is not None else self._owner.get(step, next(iter(self._owner.values())))
+        self.events.append(Event(0, name, session, kind, frame, step, 0, start_s, now()))
+
+
+def _wait_until(when_s: float | None) -> None:
+    if when_s is not None:
+        time.sleep(max(0.0, when_s - now()))
+
+
+@torch.inference_mode()
+def _world_session(
+    spec: RunSpec, session: Session, model: DiT, recorder: _Recorder, progress: Progress
+) -> dict[int, str]:
+    topology = spec.topology
+    mode, steps = topology.context.mode, topology.model.steps
+    prompt = topology.context.prompt
+    end = prompt + spec.frames
+    context = Context(mode, steps, topology.context.window, topology.context.sinks, prompt, end)
+    cache, table = FrameCache(model, prompt if spec.kv_hash else None), ConditionTable(model)
+    latents: dict[int, torch.Tensor] = {}
+    metas: dict[int, Meta] = {}
+    config = model.config
+    decoder = next((name for name, stage in topology.stages.items() if stage.kind is StageKind.decode), "decode")
+
+    def begin(frame: int) -> None:
+        _wait_until(session.pacer.emit_at(frame - prompt) if frame >= prompt else None)
+        tensors, metas[frame] = session.emit(frame)
+        context.begin(frame, int(metas[frame].get("first_step", 0)))
+        cache.place(frame, condition_of(metas[frame]))
+        shape = (config.tokens, config.token_dim)
+        latents[frame] = tensors[0] if tensors else normal(session.seed, frame, Purpose.noise, shape)
+
+    def run(frame: int, step: int) -> None:
+        started = now()
+        first = context.first_step(frame)
+        t, r = pass_times(steps, step, first)
+        row, reads = Row(frame, step), context.reads(frame, step)
+        clean = step == steps
+        p = Pass.start(model, table, cache, row, reads, latents[frame], t, r, condition_of(metas[frame]), clean)
+        run_layers(model, [p], 0, config.layers)
+        if not clean:
+            latents[frame] = p.step_to()
+        recorder.add(None, session.id, "prefill" if frame < prompt else "layers", frame, step, started)
+        if step == steps - 1:
+            started = now()
+            picture = decode(latents[frame], config.grid_y)
+            recorder.add(decoder, session.id, "decode", frame, -1, started)
+            session.show(frame, picture)
+            progress(session.shown)
+
+    for frame in range(prompt):
+        begin(frame)
+        run(frame, steps)
+    last_step = steps - 1 if mode is ContextMode.matched else steps
+    begun = prompt
+    # One diagonal after another, oldest frame first; in mode `clean` a diagonal is a single pass.
+    stride = steps + 1 if mode is ContextMode.clean else 1
+    for slot in range(prompt * stride, (end - 1) * stride + last_step + 1):
+        for step in range(last_step, -1, -1):
+            frame, exact = divmod(slot - step, stride)
+            if exact or not prompt <= frame < end:
+                continue
+            if frame == begun:
+                begin(frame)
+                begun += 1
+            if step >= context.first_step(frame):
+                run(frame, step)
+        oldest = slot // stride - steps - topology.context.window - 1
+        cache.forget_before(oldest, topology.context.sinks)
+        latents.pop(oldest, None)
+        metas.pop(oldest, None)
+    return cache.digests()
+
+
+def _sleep_session(spec: RunSpec, session: Session, recorder: _Recorder, progress: Progress) -> None:
+    topology = spec.topology
+    follow = {edge.source: edge.target for edge in topology.edges}
+    name = next(name for name, stage in topology.stages.items() if stage.kind is StageKind.source)
+    chain = []
+    while name in follow:
+        name = follow[name]
+        if topology.stages[name].kind is StageKind.sleep:
+            chain.append(name)
+    for frame in range(spec.frames):
+        _wait_until(session.pacer.emit_at(frame))
+        (tensor,), _ = session.emit(frame)
+        for name in chain:
+            started = now()
+            time.sleep(topology.stages[name].ms / 1000)
+            tensor = tensor + 1
+            recorder.add(name, session.id, "sleep", frame, -1, started)
+        session.show(frame, tensor)
+        progress(session.shown)
+
+
+def serial_threads(topology: Topology) -> int:
+    """Threads of the serial run: those of the groups that compute, since bits depend on the thread count."""
+    kinds = (StageKind.denoise, StageKind.sleep)
+    groups = [topology.groups[s.group] for s in topology.stages.values() if s.kind in kinds]
+    return max(group.threads for group in groups)
+
+
+def run_serial(
+    spec: RunSpec, run_dir: Path, progress: Progress | None = None, decisions: list[Decision] | None = None
+) -> RunResult:
+    """Run all sessions, one after the other, in this process. Raises `FileNotFoundError` for missing weights."""
+    topology = spec.topology
+    tell = progress or (lambda shown: None)
+    threads = serial_threads(topology)
+    torch.set_num_threads(threads)
+    model = load_dit(resolve_weights(topology.model.weights)) if topology.workload == "world" else None
+    sessions = [Session(spec, index, run_dir, decisions) for index in range(spec.sessions)]
+    recorder = _Recorder(spec)
+    digests: dict[str, str] = {}
+    started = now()
+    for session in sessions:
+        if model is None:
+            _sleep_session(spec, session, recorder, tell)
+        else:
+            levels = _world_session(spec, session, model, recorder, tell)
+            digests |= {f"{session.id}/{level}": value for level, value in levels.items()}
+        session.close()
+    wall = now() - started
+    events = list(recorder.events)
+    report = RankReport(
+        rank=0,
+        group="serial",
+        host=os.uname().nodename,
+        pid=os.getpid(),
+        device="cpu",
+        threads=threads,
+        stages=list(topology.stages),
+        busy_s=sum(event.end_s - event.start_s for event in events),
+        wall_s=wall,
+        stage_ms=stage_ms(events),
+        peak_rss_bytes=peak_rss_bytes(),
+        sessions=[session.result() for session in sessions],
+        times=[time for session in sessions for time in session.times],
+        decisions=[decision for session in sessions for decision in session.decisions],
+        events=events,
+        edges=[],
+        kv_sha256=digests,
+    )
+    return merge([report])

@@ -1,0 +1,59 @@
+"""The two ends of every session, as stages of the coordinator's rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from paceline.pipeline.program import Program, Unit
+from paceline.runtime.session import Session
+from paceline.stages.item import Item, Key
+
+__all__ = ["SinkStage", "SourceStage"]
+
+
+class SourceStage:
+    """Sends what each session's feed gives."""
+
+    def __init__(self, sessions: Mapping[int, Session]) -> None:
+        self._sessions = sessions
+
+    def open(self, session: int, program: Program) -> None:
+        """Nothing to keep."""
+
+    def close(self, session: int) -> None:
+        """Nothing to free."""
+
+    def warm(self) -> None:
+        """Nothing to warm."""
+
+    def run(self, units: Sequence[Unit], taken: Sequence[Sequence[Item]]) -> list[list[Item]]:
+        """See `Stage.run`."""
+        out = []
+        for unit in units:
+            tensors, meta = self._sessions[unit.session].emit(unit.frame)
+            out.append([Item(Key(g.edge, unit.session, g.position, g.part), tensors, meta) for g in unit.gives])
+        return out
+
+
+class SinkStage:
+    """Commits finished frames."""
+
+    def __init__(self, sessions: Mapping[int, Session], tell: Callable[[], None]) -> None:
+        self._sessions = sessions
+        self._tell = tell
+
+    def open(self, session: int, program: Program) -> None:
+        """Nothing to keep."""
+
+    def close(self, session: int) -> None:
+        """Nothing to free."""
+
+    def warm(self) -> None:
+        """Nothing to warm."""
+
+    def run(self, units: Sequence[Unit], taken: Sequence[Sequence[Item]]) -> list[list[Item]]:
+        """See `Stage.run`."""
+        for unit, (item,) in zip(units, taken, strict=True):
+            self._sessions[unit.session].show(unit.frame, item.tensors[0])
+            self._tell()
+        return [[] for _ in units]

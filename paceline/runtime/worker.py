@@ -1,0 +1,315 @@
+"""The worker loop of one rank: take what has arrived, compute a unit, send what it gives.
+
+All decisions are the dispatcher's; this loop brings time, items and credits to it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import torch
+
+from paceline.kernels.philox import Purpose, session_seed, words
+from paceline.pipeline.dispatch import Dispatcher, Stream
+from paceline.pipeline.placement import Placement
+from paceline.pipeline.program import ModelShape, Unit, UnitKind, program_for
+from paceline.pipeline.topology import StageKind
+from paceline.runtime.clock import now
+from paceline.runtime.endpoint import Endpoint, Route
+from paceline.runtime.errors import PacelineError, StageError
+from paceline.runtime.rendezvous import Rendezvous
+from paceline.runtime.report import merge, peak_rss_bytes, stage_ms
+from paceline.runtime.result import EVENTS_KEPT, Decision, Event, RankReport, RunResult
+from paceline.runtime.session import Session
+from paceline.runtime.source_sink import SinkStage, SourceStage
+from paceline.runtime.spec import RunSpec
+from paceline.stages.base import Stage
+from paceline.stages.denoise import DenoiseStage
+from paceline.stages.dit import DiT, load_dit
+from paceline.stages.feed import resolve_weights
+from paceline.stages.relay import DecodeStage, SleepStage
+
+__all__ = ["Worker", "model_shape", "own_device", "run_rank"]
+
+_REPORT, _STOP = "report", "stop"
+_TELL_EVERY_S = 0.2
+_SWITCH_INTERVAL_S = 0.0005
+"""How long the worker thread may keep the interpreter from the threads that deliver; Python's own 5 ms is a pass."""
+
+
+def own_device(device: str) -> str:
+    """The device of this rank: plain `cuda` is the GPU that the launcher's LOCAL_RANK counts out."""
+    if device == "cuda":
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % max(1, torch.cuda.device_count())}"
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise PacelineError(f"a group asks for device {device}, and torch sees no GPU here; set its device to cpu")
+        torch.cuda.set_device(device)
+    return device
+
+
+def model_shape(model: DiT | None) -> ModelShape:
+    """Sizes of one frame of a world model; zeros where there is none."""
+    if model is None:
+        return ModelShape(1, 0, 0, 0)
+    config = model.config
+    kv_layer = config.kv_bytes() // config.layers
+    values = config.tokens * config.token_dim
+    return ModelShape(config.layers, 4 * values, kv_layer, values)
+
+
+class Worker:
+    """One rank of a run: its streams, its stages and its end of the channels."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        rank: int,
+        endpoint: Endpoint,
+        run_dir: Path,
+        progress: Callable[[int], None],
+        decisions: list[Decision] | None,
+    ) -> None:
+        self.spec, self.rank, self.endpoint, self._progress = spec, rank, endpoint, progress
+        topology = self.topology = spec.topology
+        self.placement = Placement(topology)
+        self.group = self.placement.group_of_rank(rank)
+        group = topology.groups[self.group]
+        torch.set_num_threads(group.threads)
+        self.device = own_device(group.device)
+        model = None
+        if topology.workload == "world":
+            model = load_dit(resolve_weights(topology.model.weights), self.device)
+        self.shape = model_shape(model)
+        streams = self.placement.streams(rank, spec.sessions)
+        seeds = {session: session_seed(spec.seed, session) for _, session in streams}
+        self.coordinator = self.placement.rank_of(self._stage_of(StageKind.source), 0)
+        mine = [s for stage, s in streams if topology.stages[stage].kind is StageKind.source]
+        self.sessions = {session: Session(spec, session, run_dir, decisions) for session in mine}
+        self.stages: dict[str, Stage] = {}
+        for name in {stage for stage, _ in streams}:
+            self.stages[name] = self._make(name, model, seeds)
+        programs = [program_for(topology, self.shape, stage, s, spec.frames) for stage, s in streams]
+        for program in programs:
+            self.stages[program.stage].open(program.session, program)
+        batches = {name: stage.max_batch for name, stage in topology.stages.items()}
+        self.dispatcher = Dispatcher(programs, batches)
+        self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self.busy_s = 0.0
+        self._told_s = 0.0
+        self._units = 0
+        self._jitter = topology.inject.jitter_ms / 1000
+
+    def _stage_of(self, kind: StageKind) -> str:
+        return next(name for name, stage in self.topology.stages.items() if stage.kind is kind)
+
+    def _make(self, name: str, model: DiT | None, seeds: dict[int, int]) -> Stage:
+        spec = self.topology.stages[name]
+        match spec.kind:
+            case StageKind.source:
+                return SourceStage(self.sessions)
+            case StageKind.sink:
+                return SinkStage(self.sessions, self._tell)
+            case StageKind.sleep:
+                return SleepStage(spec.ms)
+        if model is None:
+            raise PacelineError(f"stage {name} needs a model, and workload {self.topology.workload!r} has none")
+        if spec.kind is StageKind.decode:
+            return DecodeStage(model.config.grid_y)
+        return DenoiseStage(model, self.topology, name, seeds, self.spec.kv_hash)
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> RunResult | None:
+        """Run all streams to their end and exchange reports. Raises what a stage or a channel raised."""
+        for stage in self.stages.values():
+            stage.warm()
+        self.endpoint.start()
+        started = now()
+        while not self.dispatcher.done:
+            seen = self.endpoint.version
+            picked = self.dispatcher.pick(self._ready)
+            if picked:
+                self._run(picked)
+            else:
+                self.endpoint.wait(seen, self._patience())
+                self.endpoint.check()
+            self._heartbeat()
+        for session in self.sessions.values():
+            session.close()
+        report = self._report(now() - started)
+        if self.rank != self.coordinator:
+            self.endpoint.control(self.coordinator, _REPORT, msgspec.msgpack.encode(report))
+            self._until(_STOP, 1)
+            return None
+        others = self._until(_REPORT, self.placement.world_size - 1)
+        result = merge([report, *(msgspec.msgpack.decode(payload, type=RankReport) for payload in others)])
+        for rank in range(self.placement.world_size):
+            if rank != self.rank:
+                self.endpoint.control(rank, _STOP, b"")
+        return result
+
+    def _ready(self, unit: Unit) -> bool:
+        if not all(self.endpoint.has(key) for key in unit.takes):
+            return False
+        if unit.kind is UnitKind.emit:
+            when = self._emit_at(unit)
+            if when is not None and now() < when:
+                return False
+        if not unit.gives:
+            return True
+        if len(unit.gives) == 1:
+            give = unit.gives[0]
+            return self.endpoint.can_send(
+                give.edge, self._target(give.edge, unit.session), unit.session, 1, give.nbytes
+            )
+        edges: dict[int, tuple[int, int]] = {}
+        for give in unit.gives:
+            items, nbytes = edges.get(give.edge, (0, 0))
+            edges[give.edge] = items + 1, nbytes + give.nbytes
+        return all(
+            self.endpoint.can_send(edge, self._target(edge, unit.session), unit.session, items, nbytes)
+            for edge, (items, nbytes) in edges.items()
+        )
+
+    def _run(self, picked: Sequence[Stream]) -> None:
+        units = [stream.unit for stream in picked if stream.unit is not None]
+        taken = [self.endpoint.take_all(unit.takes) for unit in units]
+        first = units[0]
+        self._delay(first, 0)
+        start_s = now()
+        try:
+            given = self.stages[first.stage].run(units, taken)
+        except Exception as error:
+            raise StageError(first.stage, self.rank, first.session, first.frame, error) from error
+        end_s = now()
+        self._delay(first, 1)
+        for unit, items in zip(units, given, strict=True):
+            for item in items:
+                self.endpoint.send(self._target(item.key.edge, unit.session), item)
+        for stream, unit in zip(picked, units, strict=True):
+            self._note(unit, start_s, end_s)
+            self.dispatcher.advance(stream)
+        self.busy_s += end_s - start_s
+        self._units += len(units)
+
+    def _note(self, unit: Unit, start_s: float, end_s: float) -> None:
+        for row in unit.rows:
+            event = Event(
+                self.rank,
+                unit.stage,
+                unit.session,
+                unit.kind.value,
+                row.frame,
+                row.step,
+                unit.layers[0],
+                start_s,
+                end_s,
+            )
+            self.events.append(event)
+        if not unit.rows and unit.kind is not UnitKind.receive:
+            event = Event(self.rank, unit.stage, unit.session, unit.kind.value, unit.frame, -1, 0, start_s, end_s)
+            self.events.append(event)
+
+    def _target(self, edge: int, session: int) -> int:
+        return self.placement.rank_of(self.topology.edges[edge].target, session)
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+
+    def _emit_at(self, unit: Unit) -> float | None:
+        session = self.sessions[unit.session]
+        return session.pacer.emit_at(unit.frame - session.prompt) if unit.frame >= session.prompt else None
+
+    def _patience(self) -> float:
+        """Seconds to wait for news: until the next action is due, and never longer than a heartbeat."""
+        due = [self._emit_at(unit) for unit in self.dispatcher.waiting() if unit.kind is UnitKind.emit]
+        times = [when - now() for when in due if when is not None]
+        return max(0.0, min([time for time in times if time > 0], default=_TELL_EVERY_S))
+
+    def _delay(self, unit: Unit, side: int) -> None:
+        """Injected jitter, a function of the unit alone."""
+        if self._jitter:
+            row = unit.rows[0].step if unit.rows else 0
+            place = (((unit.frame * 64 + row) * 64 + unit.layers[0]) * 2 + side) * 256 + len(unit.stage)
+            word = int(words(self.topology.inject.seed, place, Purpose.jitter, 1)[0])
+            time.sleep(self._jitter * word / 2**32)
+
+    def _tell(self) -> None:
+        self._progress(sum(session.shown for session in self.sessions.values()))
+        self._told_s = now()
+
+    def _heartbeat(self) -> None:
+        if now() - self._told_s > _TELL_EVERY_S:
+            shown = sum(session.shown for session in self.sessions.values())
+            self._progress(shown if self.sessions else self._units)
+            self._told_s = now()
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def _until(self, kind: str, count: int) -> list[bytes]:
+        """Wait for `count` control messages of a kind."""
+        payloads: list[bytes] = []
+        while len(payloads) < count:
+            seen = self.endpoint.version
+            payloads += [payload for _, name, payload in self.endpoint.controls() if name == kind]
+            if len(payloads) < count:
+                self.endpoint.wait(seen, _TELL_EVERY_S)
+                self.endpoint.check()
+                self._heartbeat()
+        return payloads
+
+    def _report(self, wall_s: float) -> RankReport:
+        digests: dict[str, str] = {}
+        for stage in self.stages.values():
+            if isinstance(stage, DenoiseStage):
+                for session in stage.sessions:
+                    levels = stage.digests(session)
+                    digests |= {f"{session}/{level}": value for level, value in levels.items()}
+        sessions = self.sessions.values()
+        return RankReport(
+            rank=self.rank,
+            group=self.group,
+            host=os.uname().nodename,
+            pid=os.getpid(),
+            device=self.device,
+            threads=torch.get_num_threads(),
+            stages=sorted(self.stages),
+            busy_s=self.busy_s,
+            wall_s=wall_s,
+            stage_ms=stage_ms(self.events),
+            peak_rss_bytes=peak_rss_bytes(),
+            sessions=[session.result() for session in sessions],
+            times=[time for session in sessions for time in session.times],
+            decisions=[decision for session in sessions for decision in session.decisions],
+            events=list(self.events),
+            edges=self.endpoint.uses(),
+            kv_sha256=digests,
+        )
+
+
+def run_rank(
+    spec: RunSpec,
+    rank: int,
+    world_size: int,
+    run_dir: Path,
+    progress: Callable[[int], None] | None = None,
+    decisions: list[Decision] | None = None,
+) -> RunResult | None:
+    """Run one rank. Returns the result on the coordinator, None elsewhere.
+
+    Raises `StageError` where a stage failed, `TransportError` where a peer or a channel did, `RendezvousError` where
+    ranks did not come together.
+    """
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    placement = Placement(spec.topology)
+    routes = [Route(*route) for route in sorted(placement.routes(spec.sessions))]
+    rendezvous = Rendezvous.open(rank, world_size, run_dir, spec.topology.network)
+    with Endpoint(rendezvous, spec.topology, routes) as endpoint:
+        worker = Worker(spec, rank, endpoint, run_dir, progress or (lambda done: None), decisions)
+        return worker.run()

@@ -1,0 +1,212 @@
+"""The denoise stage: some steps of a causal world model, for every session on its rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from paceline.kernels.philox import Purpose, normal
+from paceline.pipeline.context import Context
+from paceline.pipeline.program import Give, Program, Row, Unit, UnitKind
+from paceline.pipeline.times import step_times
+from paceline.pipeline.topology import Topology
+from paceline.stages.dit import DiT, FrameCondition
+from paceline.stages.frame_cache import FrameCache
+from paceline.stages.item import Item, Key, Meta
+from paceline.stages.passes import ConditionTable, Pass, run_layers
+
+__all__ = ["DenoiseStage", "condition_of", "pass_times"]
+
+
+def condition_of(meta: Meta) -> FrameCondition:
+    """The frame condition that travels with a latent."""
+    return FrameCondition(int(meta["action"]), int(meta["heading"]), int(meta["pose_y"]), int(meta["pose_x"]))
+
+
+def pass_times(steps: int, step: int, first_step: int) -> tuple[float, float]:
+    """Flow times (t, r) of a pass. A frame that skips steps takes one longer step from noise instead; the clean pass
+    runs at (0, 0)."""
+    if step == steps:
+        return 0.0, 0.0
+    times = step_times(steps)
+    return (1.0 if step == first_step else times[step]), times[step + 1]
+
+
+@dataclass(slots=True, eq=False)
+class _Session:
+    seed: int
+    context: Context
+    cache: FrameCache
+    latents: dict[int, Tensor] = field(default_factory=dict)
+    metas: dict[int, Meta] = field(default_factory=dict)
+    running: dict[Row, Pass] = field(default_factory=dict)
+    done: dict[int, int] = field(default_factory=dict)
+
+
+class DenoiseStage:
+    """Runs the units of its streams; holds latents between its own steps and KV as long as some pass reads it."""
+
+    def __init__(self, model: DiT, topology: Topology, stage: str, seed_of: dict[int, int], kv_hash: bool) -> None:
+        self.model, self.topology, self.stage = model, topology, stage
+        self.steps = topology.stage_steps(stage)
+        self._seed_of = seed_of
+        self._kv_hash = kv_hash
+        self._table = ConditionTable(model)
+        self._sessions: dict[int, _Session] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.place.device
+
+    @property
+    def sessions(self) -> list[int]:
+        """Open sessions."""
+        return list(self._sessions)
+
+    def open(self, session: int, program: Program) -> None:
+        """Make ready for a session."""
+        cache = FrameCache(self.model, program.prompt if self._kv_hash else None)
+        self._sessions[session] = _Session(self._seed_of[session], program.context, cache)
+
+    def close(self, session: int) -> None:
+        """Free the session's state."""
+        del self._sessions[session]
+
+    def digests(self, session: int) -> dict[int, str]:
+        """SHA-256 by level of all KV computed here for a session."""
+        return self._sessions[session].cache.digests()
+
+    def kv_bytes(self) -> int:
+        """Bytes of KV held for all sessions."""
+        return sum(state.cache.nbytes for state in self._sessions.values())
+
+    @torch.inference_mode()
+    def warm(self) -> None:
+        """One pass on noise with an empty context."""
+        cache = FrameCache(self.model)
+        condition = FrameCondition(0, 0, 0, 0)
+        cache.place(0, condition)
+        config = self.model.config
+        x = normal(0, 0, Purpose.noise, (config.tokens, config.token_dim), self.device)
+        p = Pass.start(self.model, self._table, cache, Row(0, 0), (), x, 1.0, 0.0, condition)
+        run_layers(self.model, [p], 0, config.layers)
+
+    @torch.inference_mode()
+    def run(self, units: Sequence[Unit], taken: Sequence[Sequence[Item]]) -> list[list[Item]]:
+        """See `Stage.run`."""
+        for unit, items in zip(units, taken, strict=True):
+            self._take(unit, items)
+        if units[0].kind is UnitKind.prefill:
+            for unit in units:
+                self._prefill(unit)
+        elif units[0].kind is UnitKind.layers:
+            self._layers(units)
+        given = [[self._item(unit, give) for give in unit.gives] for unit in units]
+        for unit in units:
+            self._forget(unit)
+        return given
+
+    # -- taking in -----------------------------------------------------------------------------------------------------
+
+    def _take(self, unit: Unit, items: Sequence[Item]) -> None:
+        state = self._sessions[unit.session]
+        for item in items:
+            if self.topology.edges[item.key.edge].carries == "kv":
+                self._take_kv(state, item)
+                continue
+            frame = item.key.position
+            state.metas[frame] = item.meta
+            state.context.begin(frame, int(item.meta.get("first_step", 0)))
+            state.cache.place(frame, condition_of(item.meta))
+            if item.tensors:
+                state.latents[frame] = item.tensors[0].to(self.device)
+
+    def _take_kv(self, state: _Session, item: Item) -> None:
+        level, first = divmod(item.key.part, self.model.config.layers)
+        frame = item.key.position
+        if first == 0:
+            self._keep(state, frame, level)
+        k_LHND, v_LHND = item.tensors
+        for offset in range(k_LHND.shape[0]):
+            k, v = k_LHND[offset].to(self.device), v_LHND[offset].to(self.device)
+            state.cache.put(frame, level, first + offset, k, v, own=False)
+
+    def _keep(self, state: _Session, frame: int, level: int) -> None:
+        until = {step: state.context.last_reader(frame, level, step) for step in self.steps}
+        # KV made here for others alone lives until it was sent, which is before its own pass is over.
+        until = {step: last for step, last in until.items() if last >= 0}
+        state.cache.keep(frame, level, until or {level: frame})
+
+    # -- computing -----------------------------------------------------------------------------------------------------
+
+    def _start(self, state: _Session, row: Row) -> Pass:
+        frame, steps = row.frame, self.topology.model.steps
+        first = state.context.first_step(frame)
+        t, r = pass_times(steps, row.step, first)
+        if frame >= state.context.prompt and row.step == first:
+            config = self.model.config
+            shape = (config.tokens, config.token_dim)
+            state.latents[frame] = normal(state.seed, frame, Purpose.noise, shape, self.device)
+        self._keep(state, frame, row.step)
+        reads = state.context.reads(frame, row.step)
+        condition = condition_of(state.metas[frame])
+        x = state.latents[frame]
+        return Pass.start(self.model, self._table, state.cache, row, reads, x, t, r, condition, row.step == steps)
+
+    def _layers(self, units: Sequence[Unit]) -> None:
+        start, stop = units[0].layers
+        passes: list[Pass] = []
+        for unit in units:
+            state = self._sessions[unit.session]
+            for row in unit.rows:
+                if start == 0:
+                    state.running[row] = self._start(state, row)
+                passes.append(state.running[row])
+        run_layers(self.model, passes, start, stop)
+        if stop == self.model.config.layers:
+            for unit in units:
+                self._finish(self._sessions[unit.session], unit.rows)
+
+    def _prefill(self, unit: Unit) -> None:
+        state = self._sessions[unit.session]
+        p = self._start(state, unit.rows[0])
+        run_layers(self.model, [p], 0, self.model.config.layers)
+
+    def _finish(self, state: _Session, rows: tuple[Row, ...]) -> None:
+        for row in rows:
+            p = state.running.pop(row)
+            state.done[row.step] = row.frame
+            if row.step < self.topology.model.steps:
+                state.latents[row.frame] = p.step_to()
+
+    def _forget(self, unit: Unit) -> None:
+        """At the end of a slot, drop what no later pass reads."""
+        at_end = unit.kind is UnitKind.layers and unit.layers[1] == self.model.config.layers
+        if not at_end or unit.rows[-1].step != self.steps[0]:
+            return
+        state = self._sessions[unit.session]
+        state.cache.forget(state.done)
+        oldest = unit.rows[-1].frame - self.topology.model.steps - 1
+        state.cache.forget_before(oldest - state.context.window, state.context.sinks)
+        for held in (state.latents, state.metas):
+            for frame in [f for f in held if f < oldest]:
+                del held[frame]
+
+    # -- giving --------------------------------------------------------------------------------------------------------
+
+    def _item(self, unit: Unit, give: Give) -> Item:
+        state = self._sessions[unit.session]
+        key = Key(give.edge, unit.session, give.position, give.part)
+        edge = self.topology.edges[give.edge]
+        if edge.carries == "kv":
+            level = give.part // self.model.config.layers
+            kv = [state.cache.get(give.position, level, layer) for layer in range(*give.layers)]
+            return Item(key, (torch.stack([k for k, _ in kv]), torch.stack([v for _, v in kv])))
+        meta = state.metas[give.position]
+        # A frame that skips all steps of this stage has no latent yet: it starts from noise further on.
+        tensors = () if unit.kind is UnitKind.drain else (state.latents[give.position],)
+        return Item(key, tensors, meta)

@@ -1,0 +1,79 @@
+"""Where a session's inputs come from: prompt frames, then one action a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paceline.kernels.philox import Purpose, words
+from paceline.stages.dit import FrameCondition
+from paceline.stages.item import Meta
+from paceline.stages.patches import patchify
+
+__all__ = ["Feed", "PayloadFeed", "WorldFeed", "resolve_weights"]
+
+
+def resolve_weights(name: str) -> Path:
+    """The file behind `zoo:NAME` or a path."""
+    if not name.startswith("zoo:"):
+        return Path(name)
+    import zoo
+
+    path = Path(zoo.__file__).parent / name.removeprefix("zoo:") / "weights.safetensors"
+    if not path.is_file():
+        known = sorted(p.parent.name for p in Path(zoo.__file__).parent.glob("*/weights.safetensors"))
+        raise FileNotFoundError(f"no embedded model {name!r}; known: {', '.join('zoo:' + k for k in known)}")
+    return path
+
+
+class Feed(Protocol):
+    """One session's inputs, asked for in order of position."""
+
+    def next(self, position: int) -> tuple[tuple[Tensor, ...], Meta]:
+        """Tensors and metadata of the item at `position`; each position is asked for once, in order."""
+
+
+class WorldFeed:
+    """The embedded world, walked by its own seeded policy. Prompt frames are tokens; later items are conditions."""
+
+    def __init__(self, seed: int, prompt: int, on_truth: Callable[[np.ndarray], None] | None = None) -> None:
+        """`on_truth` is handed the true frame behind every condition."""
+        from zoo.world.environment import GlyphWorld
+
+        self._world = GlyphWorld(seed)
+        self._prompt = prompt
+        self._on_truth = on_truth
+
+    def next(self, position: int) -> tuple[tuple[Tensor, ...], Meta]:
+        """See `Feed.next`."""
+        frame = self._world.frame() if position == 0 else self._world.step(self._world.policy_action())
+        condition: FrameCondition = self._world.condition()
+        meta: Meta = {
+            "action": condition.action,
+            "heading": condition.heading,
+            "pose_y": condition.pose_y,
+            "pose_x": condition.pose_x,
+        }
+        if position < self._prompt:
+            return (patchify(torch.from_numpy(frame)),), meta
+        if self._on_truth is not None:
+            self._on_truth(frame)
+        return (), meta
+
+
+class PayloadFeed:
+    """Bytes for a sleep workload."""
+
+    def __init__(self, seed: int, nbytes: int) -> None:
+        self._seed, self._nbytes = seed, nbytes
+
+    def next(self, position: int) -> tuple[tuple[Tensor, ...], Meta]:
+        """See `Feed.next`."""
+        # Large payloads repeat one block: this is about moving bytes, not about making them.
+        block = words(self._seed, position, Purpose.payload, min(self._nbytes, 1024)).to(torch.uint8)
+        return (block.repeat(-(-self._nbytes // block.numel()))[: self._nbytes],), {}

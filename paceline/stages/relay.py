@@ -1,0 +1,65 @@
+"""Stages that take one item and give one: the streaming frame decoder and the sleeper."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from paceline.pipeline.program import Program, Unit
+from paceline.stages.item import Item, Key
+from paceline.stages.patches import decode
+
+__all__ = ["DecodeStage", "SleepStage"]
+
+
+class DecodeStage:
+    """Latents to 8-bit frames. The model works in pixels, so this is patch decoding: causal, and without state."""
+
+    def __init__(self, grid_y: int) -> None:
+        self.grid_y = grid_y
+
+    def open(self, session: int, program: Program) -> None:
+        """Nothing to keep."""
+
+    def close(self, session: int) -> None:
+        """Nothing to free."""
+
+    def warm(self) -> None:
+        """Nothing to warm."""
+
+    @torch.inference_mode()
+    def run(self, units: Sequence[Unit], taken: Sequence[Sequence[Item]]) -> list[list[Item]]:
+        """See `Stage.run`."""
+        out = []
+        for unit, (item,) in zip(units, taken, strict=True):
+            frame = decode(item.tensors[0], self.grid_y).cpu()
+            out.append([Item(Key(g.edge, unit.session, g.position, g.part), (frame,), item.meta) for g in unit.gives])
+        return out
+
+
+class SleepStage:
+    """Waits, and adds one to every byte: a stage whose cost is known, for measuring all else."""
+
+    def __init__(self, ms: float) -> None:
+        self.ms = ms
+
+    def open(self, session: int, program: Program) -> None:
+        """Nothing to keep."""
+
+    def close(self, session: int) -> None:
+        """Nothing to free."""
+
+    def warm(self) -> None:
+        """Nothing to warm."""
+
+    def run(self, units: Sequence[Unit], taken: Sequence[Sequence[Item]]) -> list[list[Item]]:
+        """See `Stage.run`."""
+        out = []
+        for unit, (item,) in zip(units, taken, strict=True):
+            if self.ms:
+                time.sleep(self.ms / 1000)
+            tensor = item.tensors[0] + 1
+            out.append([Item(Key(g.edge, unit.session, g.position, g.part), (tensor,), item.meta) for g in unit.gives])
+        return out

@@ -1,0 +1,109 @@
+"""What passes read: the four modes by hand, and the questions that programs ask against brute force."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paceline.pipeline.context import Context, Read, level_read, slot_of
+from paceline.pipeline.topology import ContextMode
+
+
+@pytest.mark.parametrize(
+    ("mode", "levels"),
+    [
+        # Rows are steps 0..4 of four steps (4 is the clean pass), columns the distances 1..5.
+        (ContextMode.clean, ["44444", "44444", "44444", "44444", "44444"]),
+        (ContextMode.cascade, ["12344", "23444", "34444", "44444", "44444"]),
+        (ContextMode.staggered, ["01234", "12344", "23444", "34444", "44444"]),
+        (ContextMode.matched, ["00000", "11111", "22222", "33333", "44444"]),
+    ],
+)
+def test_levels_of_the_four_modes(mode: ContextMode, levels: list[str]) -> None:
+    for step, row in enumerate(levels):
+        assert "".join(str(level_read(mode, 4, step, distance)) for distance in range(1, 6)) == row
+
+
+def test_slots_are_diagonals_and_clean_is_serial() -> None:
+    assert slot_of(ContextMode.cascade, 4, 7, 2) == 9
+    assert [slot_of(ContextMode.clean, 4, 7, step) for step in (0, 4)] == [35, 39]
+    assert slot_of(ContextMode.clean, 4, 8, 0) == 40
+
+
+def test_reads_are_sinks_then_window() -> None:
+    context = Context(ContextMode.cascade, steps=2, window=3, sinks=2, prompt=1, end=20)
+    assert context.reads(10, 0) == (Read(0, 2), Read(1, 2), Read(7, 2), Read(8, 2), Read(9, 1))
+    # A sink inside the window is read once, and a prompt frame is clean however near.
+    assert context.reads(2, 0) == (Read(0, 2), Read(1, 1))
+    assert context.reads(0, 2) == ()
+
+
+def test_a_skipped_level_stands_for_the_next_one_computed() -> None:
+    context = Context(ContextMode.cascade, steps=4, window=2, sinks=0, prompt=1, end=20)
+    context.begin(5, 3)
+    context.begin(6, 2)
+    assert context.reads(7, 1) == (Read(5, 3), Read(6, 2))
+    assert context.reads(7, 2) == (Read(5, 4), Read(6, 3))
+
+
+def test_matched_leaves_out_a_frame_that_skipped_the_step() -> None:
+    context = Context(ContextMode.matched, steps=4, window=2, sinks=0, prompt=1, end=20)
+    context.begin(5, 3)
+    assert context.reads(6, 1) == (Read(4, 1),)
+    assert context.reads(6, 3) == (Read(4, 3), Read(5, 3))
+
+
+def test_a_frame_begins_at_most_one_step_before_its_predecessor() -> None:
+    context = Context(ContextMode.cascade, steps=4, window=2, sinks=0, prompt=1, end=20)
+    context.begin(5, 3)
+    assert context.earliest_step(6) == 2
+    with pytest.raises(ValueError, match=r"frame 6 can't begin at step 1: it must be one of 2\.\.3"):
+        context.begin(6, 1)
+    with pytest.raises(ValueError, match="one of 2"):
+        context.begin(6, 4)
+    context.begin(6, 2)
+    assert Context(ContextMode.clean, 4, 2, 0, 1, 20, {5: 3}).earliest_step(6) == 0
+
+
+@st.composite
+def contexts(draw: st.DrawFn) -> Context:
+    steps = draw(st.integers(1, 5))
+    prompt = draw(st.integers(1, 4))
+    end = prompt + draw(st.integers(1, 14))
+    context = Context(
+        draw(st.sampled_from(ContextMode)), steps, draw(st.integers(1, 6)), draw(st.integers(0, 4)), prompt, end
+    )
+    for frame in range(prompt, end):
+        context.begin(frame, max(draw(st.integers(0, steps - 1)), context.earliest_step(frame)))
+    return context
+
+
+@given(contexts())
+def test_last_reader_and_needed_agree_with_the_reads(context: Context) -> None:
+    for frame in range(context.end):
+        lowest = context.steps if frame < context.prompt else context.first_step(frame)
+        for level in range(lowest, context.steps + 1):
+            for step in range(context.steps + 1):
+                readers = [
+                    reader
+                    for reader in range(frame + 1, context.end)
+                    if Read(frame, level) in context.reads(reader, step)
+                ]
+                assert context.last_reader(frame, level, step) == max(readers, default=-1)
+                needed = context.needed(frame, level, (step,))
+                assert needed == (bool(readers) and frame >= context.prompt)
+
+
+@given(contexts())
+def test_in_lock_step_every_read_was_computed_before(context: Context) -> None:
+    for frame in range(context.prompt, context.end):
+        for step in range(context.first_step(frame), context.steps + (context.mode is not ContextMode.matched)):
+            slot = slot_of(context.mode, context.steps, frame, step)
+            for read in context.reads(frame, step):
+                if read.frame < context.prompt:
+                    continue
+                assert read.level >= context.first_step(read.frame)
+                made = slot_of(context.mode, context.steps, read.frame, read.level)
+                # In one slot the later step comes first.
+                assert (made, -read.level) < (slot, -step) or made < slot

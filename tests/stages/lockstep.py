@@ -1,0 +1,92 @@
+"""All ranks of a topology in one process, their units in any order that is ready: stages without a runtime.
+
+The order is drawn from a seed, so that every interleaving that real timing could make can be tried.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from paceline.kernels.philox import session_seed
+from paceline.pipeline.key import Key
+from paceline.pipeline.program import ModelShape, Program, Unit, program_for
+from paceline.pipeline.topology import StageKind, Topology
+from paceline.runtime.session import Session
+from paceline.runtime.source_sink import SinkStage, SourceStage
+from paceline.runtime.spec import RunSpec
+from paceline.stages.denoise import DenoiseStage
+from paceline.stages.dit import DiT
+from paceline.stages.item import Item
+from paceline.stages.relay import DecodeStage
+
+
+class Lockstep:
+    """Streams of every stage and session, and the items between them."""
+
+    def __init__(self, topology: Topology, model: DiT, frames: int, sessions: int, run_dir: Path) -> None:
+        self.spec = RunSpec(topology, frames, sessions, topology.seed, kv_hash=True)
+        self.topology = topology
+        self.sessions = {s: Session(self.spec, s, run_dir, None) for s in range(sessions)}
+        config = model.config
+        self.shape = ModelShape(config.layers, 0, 0, 0)
+        seeds = {s: session_seed(topology.seed, s) for s in range(sessions)}
+        self.stages: dict[tuple[str, int], object] = {}
+        self.programs: list[Program] = []
+        for name, stage in topology.stages.items():
+            for s in range(sessions):
+                made: object
+                match stage.kind:
+                    case StageKind.source:
+                        made = SourceStage(self.sessions)
+                    case StageKind.sink:
+                        made = SinkStage(self.sessions, lambda: None)
+                    case StageKind.decode:
+                        made = DecodeStage(config.grid_y)
+                    case _:
+                        made = DenoiseStage(model, topology, name, seeds, True)
+                program = program_for(topology, self.shape, name, s, frames)
+                made.open(s, program)  # type: ignore[attr-defined]
+                self.stages[name, s] = made
+                self.programs.append(program)
+        self.box: dict[Key, Item] = {}
+
+    def run(self, order: random.Random) -> None:
+        """Run everything to its end, choosing among ready units by `order`."""
+        streams = [(program, program.units()) for program in self.programs]
+        live = [(program, iterator, next(iterator, None)) for program, iterator in streams]
+        live = [entry for entry in live if entry[2] is not None]
+        while live:
+            ready = [i for i, (_, _, unit) in enumerate(live) if all(key in self.box for key in self._takes(unit))]
+            if not ready:
+                raise AssertionError(f"stuck at {[unit for _, _, unit in live]}")
+            index = order.choice(ready)
+            program, iterator, unit = live[index]
+            items = [self.box.pop(key) for key in self._takes(unit)]
+            (out,) = self.stages[program.stage, program.session].run([unit], [items])  # type: ignore[attr-defined]
+            for item in out:
+                if item.key in self.box:
+                    raise AssertionError(f"{item.key} was sent twice")
+                self.box[item.key] = item
+            live[index] = (program, iterator, next(iterator, None))
+            live = [entry for entry in live if entry[2] is not None]
+
+    def kv(self) -> dict[str, str]:
+        """SHA-256 of all KV by session and level."""
+        found: dict[str, str] = {}
+        for (_, s), stage in self.stages.items():
+            if isinstance(stage, DenoiseStage):
+                for level, digest in stage.digests(s).items():
+                    found[f"{s}/{level}"] = digest
+        return found
+
+    def outputs(self) -> list[str]:
+        """SHA-256 of the frames of each session."""
+        return [session.result().outputs_sha256 for session in self.sessions.values()]
+
+    @staticmethod
+    def _takes(unit: Unit | None) -> tuple[Key, ...]:
+        return unit.takes if unit is not None else ()
+
+
+__all__ = ["Lockstep"]

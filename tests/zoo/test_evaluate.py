@@ -1,0 +1,65 @@
+"""The evaluator gives the true world full marks and a wrong one none; the shipped weights keep a floor of quality."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import zoo.world
+from paceline.stages.dit import load_dit
+from zoo.world.environment import render
+from zoo.world.evaluate import HELD_OUT, next_frame, score
+from zoo.world.rollout import record, rollout
+from zoo.world.sheet import contact_sheet
+
+WEIGHTS = Path(zoo.world.__file__).parent / "weights.safetensors"
+
+
+def test_the_truth_gets_full_marks() -> None:
+    truth = record(list(range(8)), 48)
+    scores = score(truth.frames, truth)
+    assert scores.persistence == scores.last == scores.uncovered == scores.painted == scores.agent == scores.pan == 1.0
+    assert all(share == 1.0 and count > 10 for share, count in scores.revisit.values())
+    assert scores.crispness == 0.0
+    assert 4.9 < scores.entropy <= 5.0
+
+
+def test_a_world_that_does_not_move_is_found_out() -> None:
+    truth = record(list(range(8)), 16)
+    stuck = truth.frames.copy()
+    stuck[4:] = stuck[3]
+    scores = score(stuck, truth)
+    assert scores.persistence < 0.5
+    assert scores.pan < 0.5
+
+
+def test_a_world_that_forgets_is_found_out() -> None:
+    truth = record(list(range(8)), 40)
+    other = record(list(range(100, 108)), 40)
+    swapped = truth.frames.copy()
+    for frame in range(20, 40):  # from here on another world's ground under the same walk
+        swapped[frame] = render(other.ground[frame], truth.balls[frame], truth.agent[frame], truth.heading[frame])
+    scores = score(swapped, truth)
+    assert scores.last > 0.99
+    assert scores.revisit["17-64"][0] < 0.9
+
+
+def test_contact_sheet_holds_every_frame() -> None:
+    truth = record([0], 5)
+    sheet = np.asarray(contact_sheet([truth.frames[:, 0], truth.frames[:, 0]], columns=5, scale=1))
+    assert np.array_equal(sheet[:32, :32], truth.frames[0, 0])
+    assert np.array_equal(sheet[34:66, 4 * 34 : 4 * 34 + 32], truth.frames[4, 0])
+
+
+@pytest.mark.skipif(not WEIGHTS.is_file(), reason="no trained weights in this checkout")
+def test_shipped_weights_keep_the_world() -> None:
+    model = load_dit(WEIGHTS)
+    truth = record(list(range(HELD_OUT, HELD_OUT + 4)), 14)
+    ahead = next_frame(model, truth, steps=1)
+    assert ahead.tile_accuracy >= 0.9 and not math.isnan(ahead.psnr)
+    free = score(rollout(model, truth, "clean", 2), truth)
+    assert free.persistence >= 0.9
+    assert free.agent >= 0.9

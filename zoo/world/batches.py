@@ -1,0 +1,156 @@
+"""Training sequences: which frames of an episode a sequence shows, and at which noise levels.
+
+Frames: a run of consecutive frames, in half of the sequences led by one or two frames from further back, whose place on
+the time axis is only 1 to 5 before the next: so the network learns to find a far memory by its pose, as it does at
+inference, where distances are clamped.
+
+Levels: independent per frame (diffusion forcing) or staggered as the `cascade` context mode leaves them (Rolling
+Forcing): the newest frame is noise, each earlier one is a step further, older ones are clean.
+
+A batch is a function of (seed, step): its generator is made from both, so training resumes exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from paceline.pipeline.times import step_times
+from paceline.stages.patches import patchify
+from zoo.world.environment import PAINT, TILES, VIEW, Bytes, Ints, Worlds, ground_in_view, pose_of, render
+from zoo.world.flowmap import Sequences
+
+__all__ = ["Recipe", "draw_batch", "draw_levels"]
+
+Floats = npt.NDArray[np.float64]
+
+EPISODE = 56  # frames simulated for a sequence
+PAINTED = 16.0  # weight of a tile that is painted in the sequence
+WORLD_SEEDS = 1 << 40  # training worlds have seeds from here on; held-out worlds lie below
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How batches are drawn. `map_share` is the share of sequences that train the flow map (r < t)."""
+
+    batch: int = 16
+    frames: int = 10
+    memory: float = 0.5
+    cascade: float = 0.35
+    clean: float = 0.35
+    map_share: float = 0.0
+    blur: float = 0.3
+
+
+def _levels(draw: np.random.Generator, recipe: Recipe) -> tuple[Floats, Floats]:
+    """Times t and the ends of the steps that they begin, each `[F]`."""
+    f = recipe.frames
+    if draw.random() < recipe.cascade:
+        steps = int(draw.choice([1, 2, 4, 8]))
+        times = np.array(step_times(steps))
+        level = np.minimum(np.arange(f)[::-1], steps)
+        t, end = times[level], times[np.minimum(level + 1, steps)]
+        if steps > 1 and draw.random() < 0.5:  # between the steps
+            jitter = draw.uniform(-0.5, 0.5) / steps
+            t = np.where((t > 0) & (t < 1), np.clip(t + jitter, 0.02, 1.0), t)
+        return t, np.minimum(end, t)
+    t = 1 / (1 + np.exp(-(0.2 + 1.2 * draw.standard_normal(f))))
+    t = np.where(draw.random(f) < 0.12, 1.0, t)  # a step always begins at pure noise: do not leave it to the tail
+    t = np.where(draw.random(f) < recipe.clean, 0.0, t)
+    return t, np.maximum(t - draw.choice([1.0, 0.5, 0.25, 0.125]), 0.0)
+
+
+def draw_levels(draw: np.random.Generator, recipe: Recipe, mapped: int) -> tuple[Floats, Floats]:
+    """Times t >= r of a batch, each `[B, F]`; r < t only in the first `mapped` sequences."""
+    pairs = [_levels(draw, recipe) for _ in range(recipe.batch)]
+    t, end = np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
+    # A step's own end, clean at once, or anything between.
+    kind = draw.random((mapped, 1))
+    free = t[:mapped] * draw.random((mapped, recipe.frames))
+    r = t.copy()
+    r[:mapped] = np.where(kind < 0.4, end[:mapped], np.where(kind < 0.7, 0.0, free))
+    return t, r
+
+
+def _choose_frames(draw: np.random.Generator, recipe: Recipe, pose: Ints) -> tuple[list[int], list[int]]:
+    """Episode frames of a sequence and their places on the time axis, given the poses `[EPISODE, 2]`."""
+    f = recipe.frames
+    memories = int(draw.integers(1, 3)) if draw.random() < recipe.memory else 0
+    start = EPISODE - (f - memories)
+    # Of a few candidates take the one whose view comes nearest to the last frame's: most far frames are no help.
+    chosen: list[int] = []
+    for _ in range(memories):
+        candidates = draw.integers(0, start, 4)
+        away = np.abs((pose[candidates] - pose[-1] + 24) % 48 - 24).max(axis=-1)
+        chosen.append(int(candidates[np.argmin(away)]))
+    chosen = sorted(set(chosen))
+    frames = chosen + list(range(EPISODE - (f - len(chosen)), EPISODE))
+    gaps = [min(int(draw.integers(1, 6)), b - a) if b <= start else 1 for a, b in pairwise(frames)]
+    return frames, [0, *np.cumsum(gaps).tolist()]
+
+
+def _paint_weight(ground: Bytes, agent: Ints, action: Ints, pose: Ints, at: tuple[Ints, Ints]) -> Tensor:
+    """How much the error of every value of the frames `at` counts, `[B * F, N, E]`.
+
+    A tile counts `PAINTED` times as much from the frame in which it is painted on: paint is rare and changes four
+    pixels, so it would be learnt last. Only paint that the sequence shows counts, for then it is certain; elsewhere the
+    weight would change the odds of what an unseen tile shows.
+    """
+    rows, frames = at
+    tile = agent[at] // 2
+    here = ground[(*at, tile[..., 0], tile[..., 1])]
+    before = ground[rows, np.maximum(frames - 1, 0), tile[..., 0], tile[..., 1]]
+    painted = (action[at] == PAINT) & (here != before)
+    counts = np.ones((*frames.shape, TILES, TILES), np.float32)
+    for row, frame in zip(*np.nonzero(painted), strict=True):
+        counts[row, frame:, tile[row, frame, 0], tile[row, frame, 1]] = PAINTED
+    flat = ground_in_view(counts.reshape(-1, TILES, TILES), pose[at].reshape(-1, 2))
+    patches = flat.reshape(-1, VIEW, 4, VIEW, 4, 1).transpose(0, 1, 3, 2, 4, 5)
+    return torch.from_numpy(patches.repeat(3, axis=-1).reshape(len(flat), VIEW * VIEW, 48))
+
+
+def draw_batch(recipe: Recipe, seed: int, step: int) -> Sequences:
+    """The batch of training step `step`."""
+    draw = np.random.Generator(np.random.Philox(key=[seed, step]))
+    b, f = recipe.batch, recipe.frames
+    worlds = Worlds((WORLD_SEEDS + draw.integers(0, 1 << 48, b)).tolist())
+    past: list[tuple[Bytes, Ints, Ints, Ints, Ints]] = []
+    for _ in range(EPISODE):
+        worlds.step(worlds.policy_actions())
+        past.append((worlds.ground.copy(), worlds.balls, worlds.agent, worlds.heading, worlds.action))
+    ground = np.stack([frame[0] for frame in past], axis=1)
+    rows = zip(*(frame[1:] for frame in past), strict=True)
+    balls, agent, heading, action = (np.stack(column, axis=1) for column in rows)
+    pose = pose_of(agent.reshape(-1, 2), heading.reshape(-1)).reshape(b, EPISODE, 2)
+    choice = [_choose_frames(draw, recipe, pose[i]) for i in range(b)]
+    at = (np.arange(b)[:, None], np.array([c[0] for c in choice]))
+    shown = [x[at].reshape(b * f, *x.shape[2:]) for x in (ground, balls, agent, heading)]
+    x0 = patchify(torch.from_numpy(render(*shown))).view(b, f, 64, 48)
+    weight = _paint_weight(ground, agent, action, pose, at).view(b, f, 64, 48)
+    mapped = round(recipe.map_share * b)
+    level, end = draw_levels(draw, recipe, mapped)
+    t, r = torch.from_numpy(level).float(), torch.from_numpy(end).float()
+    split = r + (t - r) * torch.from_numpy(draw.random(level.shape)).float()
+    eps = torch.from_numpy(draw.standard_normal(x0.shape, dtype=np.float32))
+    x = x0 + t[..., None, None] * (eps - x0)
+    # Frames that count as clean are not perfect at inference: some sequences see them slightly off.
+    blur = np.where(draw.random((b, 1)) < recipe.blur, draw.uniform(0, 0.08, (b, 1)), 0.0)
+    x = x + (torch.from_numpy(blur).float() * (t == 0))[..., None, None] * eps
+    return Sequences(
+        x=x,
+        velocity=eps - x0,
+        t=t,
+        r=r,
+        split=split,
+        weight=weight,
+        action=torch.from_numpy(action[at]),
+        heading=torch.from_numpy(heading[at]),
+        pose=torch.from_numpy(pose[at]),
+        index=torch.tensor([c[1] for c in choice]),
+        mapped=mapped,
+    )

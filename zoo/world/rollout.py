@@ -1,0 +1,178 @@
+"""Plain reference rollouts of a world model, many worlds at once: the four context modes in their serial definition.
+
+The runtime has its own, pipelined implementation; this one is written to be checked by eye. Step s of frame T reads the
+keys and values of frame T - d at a level:
+
+    clean       S              the finished frame
+    cascade     min(s + d, S)
+    staggered   min(s + d - 1, S)
+    matched     s
+
+Level S are the keys and values of a clean pass (t = r = 0) over the finished frame; prompt frames have them at every
+level. A frame reads the 8 frames before it and frame 0, whose distance is clamped.
+
+Shape suffixes: W worlds, T frames, N tokens, E token size, H heads, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from paceline.pipeline.times import step_times
+from paceline.stages.dit import Block, DiT, rotate
+from paceline.stages.patches import decode, patchify
+from zoo.world.environment import Bytes, Ints, Worlds
+
+__all__ = ["MODES", "WINDOW", "ContextMode", "Record", "level_read", "record", "rollout"]
+
+ContextMode = Literal["clean", "cascade", "staggered", "matched"]
+MODES: tuple[ContextMode, ...] = get_args(ContextMode)
+WINDOW = 8  # earlier frames that a frame reads, beside frame 0
+
+
+def level_read(mode: ContextMode, step: int, distance: int, steps: int) -> int:
+    """The level at which step `step` reads the frame `distance` before. The clean pass is step `steps`."""
+    match mode:
+        case "clean":
+            return steps
+        case "cascade":
+            return min(step + distance, steps)
+        case "staggered":
+            return min(step + distance - 1, steps)
+        case "matched":
+            return step
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """True worlds over time: arrays `[T, W, ...]` of what `Worlds` held, and the frames it showed."""
+
+    frames: Bytes
+    ground: Bytes
+    balls: Ints
+    agent: Ints
+    heading: Ints
+    action: Ints
+    pose: Ints
+
+
+def record(seeds: list[int], frames: int) -> Record:
+    """Run the default policy in the worlds of `seeds`; frame 0 is the world as it begins."""
+    worlds = Worlds(seeds)
+    rows: list[tuple[Ints, ...]] = []
+    shown: list[Bytes] = []
+    grounds: list[Bytes] = []
+    for frame in range(frames):
+        if frame:
+            worlds.step(worlds.policy_actions())
+        shown.append(worlds.frames())
+        grounds.append(worlds.ground.copy())
+        rows.append((worlds.balls, worlds.agent, worlds.heading, worlds.action, worlds.pose))
+    balls, agent, heading, action, pose = (np.stack([row[i] for row in rows]) for i in range(5))
+    return Record(np.stack(shown), np.stack(grounds), balls, agent, heading, action, pose)
+
+
+@dataclass(slots=True)
+class _Cached:
+    """Keys and values of a frame: `levels[level][layer]` is (k, v) before rotation, `[W, H, N, D]`."""
+
+    levels: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+
+
+class _Player:
+    """Computes frames of all worlds of a record, one forward after the other."""
+
+    def __init__(self, model: DiT, truth: Record, mode: ContextMode, steps: int) -> None:
+        self.model, self.mode, self.steps = model, mode, steps
+        self.device = model.place.device
+        self.action, self.heading, self.pose = (
+            torch.from_numpy(x).to(self.device) for x in (truth.action, truth.heading, truth.pose)
+        )
+        self.cache: dict[int, _Cached] = {}
+
+    def _context(self, frame: int, step: int) -> list[tuple[int, list[tuple[Tensor, Tensor]]]]:
+        """(frame, its layers) for every earlier frame that step `step` of `frame` reads."""
+        earlier = sorted({0, *range(max(0, frame - WINDOW), frame)} - {frame})
+        read = []
+        for other in earlier:
+            levels = self.cache[other].levels
+            wanted = level_read(self.mode, step, frame - other, self.steps)
+            read.append((other, levels[wanted if wanted in levels else self.steps]))
+        return read
+
+    def forward(self, frame: int, step: int, x: Tensor, t: float, r: float) -> Tensor:
+        """Velocity of `x [W, N, E]` at a step of a frame; its keys and values are cached at level `step`."""
+        model = self.model
+        worlds = x.shape[0]
+        times = torch.tensor([t, r], device=self.device).expand(worlds, 2)
+        modulation = model.condition(times[:, 0], times[:, 1], self.action[frame], self.heading[frame])
+        context = self._context(frame, step)
+        own = model.space_rotation(self.pose[frame, :, 0], self.pose[frame, :, 1])
+        rotations = []
+        for other, _ in context:
+            distance = torch.tensor(min(frame - other, model.config.max_distance), device=self.device)
+            space = model.space_rotation(self.pose[other, :, 0], self.pose[other, :, 1])
+            time = model.time_rotation(distance).expand(*space.shape[:-1], -1)
+            rotations.append(torch.cat([time, space], dim=-1)[:, None])
+        now = model.time_rotation(torch.tensor(0, device=self.device)).expand(*own.shape[:-1], -1)
+        here = torch.cat([now, own], dim=-1)[:, None]
+        layers: list[tuple[Tensor, Tensor]] = []
+        h = model.enter(x)
+        for layer, block in enumerate(model.blocks):
+            if not isinstance(block, Block):
+                raise TypeError(f"layer {layer} is a {type(block).__name__}, not a Block")
+            mod = model.layer_modulation(modulation, layer)
+            q, k, v = block.project(h, mod)
+            layers.append((k, v))
+            keys = [rotate(kv[layer][0], turn) for (_, kv), turn in zip(context, rotations, strict=True)]
+            values = [kv[layer][1] for _, kv in context]
+            k_all, v_all = torch.cat([*keys, rotate(k, here)], dim=2), torch.cat([*values, v], dim=2)
+            h = block.finish(h, nnf.scaled_dot_product_attention(rotate(q, here), k_all, v_all), mod)
+        self.cache.setdefault(frame, _Cached()).levels[step] = layers
+        return model.leave(h, modulation)
+
+    def finish(self, frame: int, x: Tensor) -> None:
+        """The clean pass over a finished frame; frames that left the window are forgotten."""
+        self.forward(frame, self.steps, x, 0.0, 0.0)
+        for old in [f for f in self.cache if 0 < f <= frame - WINDOW]:
+            del self.cache[old]
+
+    def frame(self, frame: int, noise: Tensor) -> Tensor:
+        """All denoising steps of a frame."""
+        times = step_times(self.steps)
+        x = noise
+        for step in range(self.steps):
+            t, r = times[step], times[step + 1]
+            x = x - (t - r) * self.forward(frame, step, x, t, r)
+        return x
+
+
+@torch.no_grad()
+def rollout(
+    model: DiT, truth: Record, mode: ContextMode, steps: int, prompt: int = 4, seed: int = 0, forced: bool = False
+) -> Bytes:
+    """Frames `[T, W, 32, 32, 3]` that the model makes after `prompt` true ones, under the actions of the record.
+
+    With `forced` every frame is predicted from true earlier frames; then only the mode `clean` has a meaning, and
+    `ValueError` is raised for another.
+    """
+    if forced and mode != "clean":
+        raise ValueError(f"true earlier frames have no level for the context mode {mode!r}; use 'clean'")
+    player = _Player(model, truth, mode, steps)
+    draw = np.random.Generator(np.random.Philox(key=[seed, 0x6E6F697365]))
+    out = []
+    for frame in range(len(truth.frames)):
+        true = patchify(torch.from_numpy(truth.frames[frame])).to(player.device)
+        x = true
+        if frame >= prompt:
+            noise = torch.from_numpy(draw.standard_normal(true.shape, dtype=np.float32)).to(player.device)
+            x = player.frame(frame, noise)
+        out.append(decode(x).cpu().numpy())
+        player.finish(frame, true if forced else x)
+    return np.stack(out)
