@@ -1,0 +1,1 @@
+"""The embedded models: small enough to train on the machine at hand, real enough to measure a runtime with."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paceline.launch.summary import Summary, summarize
-from paceline.runtime.result import RunResult, SessionResult
+from paceline.runtime.result import FRAMES_FILE, TRUTH_FILE, RunResult, SessionResult
 from paceline.runtime.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ def finish(spec: RunSpec, result: RunResult, run_dir: Path) -> Summary:
     if spec.out is not None:
         # Imported here: pictures need NumPy and more, and a run without --out needs none of it.
         from paceline.launch.outputs.write import write_outputs
-        from paceline.runtime.session import FRAMES_FILE, TRUTH_FILE
 
         frames = _frames(run_dir, FRAMES_FILE, result.sessions)
         truth = _frames(run_dir, TRUTH_FILE, result.sessions)

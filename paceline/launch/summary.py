@@ -105,6 +105,7 @@ def _rank(rank: RankReport, hosts: dict[str, int]) -> dict[str, Any]:
         "threads": rank.threads,
         "stages": rank.stages,
         "busy_s": _rounded(rank.busy_s),
+        "wait_s": _rounded(rank.wait_s),
         "wall_s": _rounded(rank.wall_s),
         "stage_ms": {stage: _rounded(value) for stage, value in rank.stage_ms.items()},
         "peak_rss_bytes": rank.peak_rss_bytes,

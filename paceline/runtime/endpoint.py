@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -45,7 +46,9 @@ class Endpoint:
         self._controls: deque[tuple[int, str, bytes]] = deque()
         self._failure: BaseException | None = None
         self._failing = threading.Lock()
+        self._owing = threading.Lock()
         self._links: Links | None = None
+        self._owed: dict[int, dict[tuple[int, int], tuple[int, int]]] = {}
         self._started = self._closed = False
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -136,7 +139,10 @@ class Endpoint:
         return self._inbox.has(key)
 
     def take(self, key: Key) -> Item:
-        """Take an item that has arrived; its credit goes back to the sender. Raises `ChannelError` where it has not."""
+        """Take an item that has arrived; its credit goes back, at the latest with the next `wait` or `flush`.
+
+        Raises `ChannelError` where it has not arrived.
+        """
         item, source = self._inbox.take(key)
         self._give_back([(item, source)])
         return use_here(item)
@@ -154,28 +160,45 @@ class Endpoint:
         """
         discarded = self._inbox.open_epoch(session, epoch)
         self._give_back(discarded)
+        self.flush()
         return len(discarded)
 
     def _give_back(self, arrivals: Sequence[tuple[Item, int]]) -> None:
-        returns: dict[int, list[Returned]] = {}
+        """Return credits: at once on this rank; to others when half an edge's credit is owed, or at the next `wait`."""
         for item, source in arrivals:
             edge = item.key.edge
             session, items, nbytes = self._inlets[edge, source].give_back(item)
             if source == self.rank:
                 self._outlets[edge, source].credit(session, items, nbytes)
                 self._inbox.changed()
-            else:
-                returns.setdefault(source, []).append(Returned(edge, session, items, nbytes))
+                continue
+            # A receiving thread gives back what it discards, beside the worker.
+            with self._owing:
+                owed = self._owed.setdefault(source, {})
+                owed_items, owed_bytes = owed.get((edge, session), (0, 0))
+                owed[edge, session] = items, nbytes = owed_items + items, owed_bytes + nbytes
+            spec = self._topology.edges[edge]
+            if 2 * items >= spec.inflight or 2 * nbytes >= spec.bytes:
+                self._pay(source)
+
+    def flush(self) -> None:
+        """Send all credit that is owed; `wait` does so before it sleeps."""
+        for source in list(self._owed):
+            self._pay(source)
+
+    def _pay(self, source: int) -> None:
+        """Send what credit is owed to a rank."""
+        with self._owing:
+            owed = self._owed.pop(source, None)
         links = self._links
-        if links is None:
+        if not owed or links is None or source in links.mesh.departed:
             return
-        for source, returned in returns.items():
-            if source not in links.mesh.departed:
-                try:
-                    links.mesh.send(source, [encode(CreditReturn(tuple(returned)))])
-                except PeerLost as error:
-                    # What it sent is here and good. If it left without a goodbye, check() will say so.
-                    links.mesh.suspect(source, error.reason)
+        returned = tuple(Returned(edge, session, *counts) for (edge, session), counts in owed.items())
+        try:
+            links.mesh.send(source, [encode(CreditReturn(returned))])
+        except PeerLost as error:
+            # What it sent is here and good. If it left without a goodbye, check() will say so.
+            links.mesh.suspect(source, error.reason)
 
     # -- news ----------------------------------------------------------------------------------------------------------
 
@@ -184,13 +207,25 @@ class Endpoint:
         """Rises with every item, credit, control message and failure."""
         return self._inbox.version
 
+    def pump(self) -> None:
+        """Take in what has come, where no thread does; call it between units of compute."""
+        if self._links is not None and self._links.pumped:
+            self._links.mesh.pump(0)
+
     def wait(self, seen: int, timeout: float | None = None) -> int:
         """Sleep while the version is `seen`, for at most `timeout` seconds; returns the version then.
 
         Read `version` first, then look for work, then wait with what was read: nothing is missed in between. Raises
         what `check` raises, as after a failure what is waited for may never come.
         """
-        version = self._inbox.wait(seen, timeout)
+        self.flush()
+        if self._links is not None and self._links.pumped:
+            deadline = None if timeout is None else time.monotonic() + timeout
+            while self._inbox.version == seen and (deadline is None or time.monotonic() < deadline):
+                self._links.mesh.pump(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            version = self._inbox.version
+        else:
+            version = self._inbox.wait(seen, timeout)
         if self._failure is not None:
             self.check()
         return version

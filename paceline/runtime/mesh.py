@@ -1,13 +1,17 @@
 """The ZMQ sockets of one rank: a ROUTER that hears from all peers, and a DEALER to each of them.
 
 Messages go out on DEALERs only and come in on the ROUTER only, so every socket has one direction. The worker sends
-directly, under a lock per peer; one thread receives. ZMQ's own queues bound nothing that matters (DESIGN section 8):
-what may be sent is decided by credits, before a message comes here.
+directly, under a lock per peer. A thread receives until all ranks are connected, and further on where tensors come by
+other ways than ZMQ, whose receives have to be posted while the worker computes. Elsewhere the worker takes over the
+receiving (`adopt`, then `pump` between its units): ZMQ's own threads go on filling the queue meanwhile, and a second
+Python thread would only take the interpreter from the compute. ZMQ's own queues bound nothing that matters (DESIGN
+section 8): what may be sent is decided by credits, before a message comes here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections import deque
@@ -27,7 +31,7 @@ __all__ = ["Mesh", "OnFailure", "OnMessage"]
 OnMessage = Callable[[int, list[Buffer]], None]
 OnFailure = Callable[[int, BaseException], None]
 
-_COPY_BELOW = 64 * 1024
+_COPY_BELOW = 256 * 1024
 """Smaller buffers are copied into ZMQ's memory, which is cheaper than tracking them."""
 
 _GRACE_S = 0.3
@@ -69,6 +73,9 @@ class Mesh:
         self._held: dict[int, _Held] = {peer: deque() for peer in self._peers}
         self._suspects: dict[int, tuple[float, str]] = {}
         self._thread: threading.Thread | None = None
+        self._poller = zmq.Poller()
+        self._on_message: OnMessage | None = None
+        self._on_failure: OnFailure | None = None
         self._token = b""
         self._stop_lock = threading.Lock()
         self._stop_in = self._context.socket(zmq.PAIR)
@@ -128,10 +135,21 @@ class Mesh:
 
     def start(self, on_message: OnMessage, on_failure: OnFailure) -> None:
         """Start the receiving thread."""
-        self._thread = threading.Thread(
-            target=self._receive, args=(on_message, on_failure), name=f"paceline-mesh-{self.rank}", daemon=True
-        )
+        self._on_message, self._on_failure = on_message, on_failure
+        for socket in (self._router, self._stop_in, *self._monitors):
+            self._poller.register(socket, zmq.POLLIN)
+        self._thread = threading.Thread(target=self._receive, name=f"paceline-mesh-{self.rank}", daemon=True)
         self._thread.start()
+
+    def adopt(self) -> None:
+        """End the receiving thread; from now on the caller's thread receives, by `pump`."""
+        self.stop()
+
+    def pump(self, timeout_s: float | None) -> None:
+        """Hand over the messages that have come; with none there, wait for one for at most `timeout_s` seconds."""
+        if self._drain() or timeout_s == 0:
+            return
+        self._look(timeout_s)
 
     def greet(self, frame: Buffer, timeout_s: float) -> list[int]:
         """Send a first frame to every peer as soon as it is connected; returns the peers that were not in time."""
@@ -175,35 +193,42 @@ class Mesh:
             with contextlib.suppress(zmq.ZMQError), self._stop_lock:
                 self._stop_out.send(b"look", zmq.DONTWAIT)
 
-    def _receive(self, on_message: OnMessage, on_failure: OnFailure) -> None:
-        poller = zmq.Poller()
-        for socket in (self._router, self._stop_in, *self._monitors):
-            poller.register(socket, zmq.POLLIN)
-        while True:
-            events = poller.poll(50 if self._suspects else None)
-            for socket, _ in events:
-                if socket is self._router:
-                    self._drain(on_message, on_failure)
-                elif socket is self._stop_in:
-                    if socket.recv() == b"stop":
-                        return
-                else:
-                    self._on_event(self._monitors[socket], socket)
-            now = time.monotonic()
-            for peer, (deadline, reason) in list(self._suspects.items()):
-                if peer in self.departed:
-                    del self._suspects[peer]
-                elif now > deadline:
-                    self._suspects[peer] = (float("inf"), reason)
-                    on_failure(peer, PeerLost(peer, reason))
+    def _receive(self) -> None:
+        while self._look(None):
+            pass
 
-    def _drain(self, on_message: OnMessage, on_failure: OnFailure) -> None:
+    def _look(self, timeout_s: float | None) -> bool:
+        """Wait for news and see to it. False once `stop` was called."""
+        if self._suspects:
+            timeout_s = 0.05 if timeout_s is None else min(timeout_s, 0.05)
+        for socket, _ in self._poller.poll(None if timeout_s is None else math.ceil(timeout_s * 1000)):
+            if socket is self._router:
+                self._drain()
+            elif socket is self._stop_in:
+                if socket.recv() == b"stop":
+                    return False
+            else:
+                self._on_event(self._monitors[socket], socket)
+        now = time.monotonic()
+        for peer, (deadline, reason) in list(self._suspects.items()):
+            if peer in self.departed:
+                del self._suspects[peer]
+            elif now > deadline:
+                self._suspects[peer] = (float("inf"), reason)
+                self._fail(peer, PeerLost(peer, reason))
+        return True
+
+    def _fail(self, peer: int, error: BaseException) -> None:
+        if self._on_failure is not None:
+            self._on_failure(peer, error)
+
+    def _drain(self) -> bool:
         """Receive what is there, in turns of bounded length so that events of the monitors are seen too."""
-        for _ in range(64):
+        for turn in range(64):
             try:
                 identity = self._router.recv(zmq.DONTWAIT)
             except zmq.Again:
-                return
+                return turn > 0
             frames: list[Buffer] = []
             more = True
             while more:
@@ -216,9 +241,11 @@ class Mesh:
                 self.strangers += 1
                 continue
             try:
-                on_message(rank, frames)
+                if self._on_message is not None:
+                    self._on_message(rank, frames)
             except Exception as error:
-                on_failure(rank, error)
+                self._fail(rank, error)
+        return True
 
     def _on_event(self, peer: int, monitor: zmq.Socket[bytes]) -> None:
         event = parse_monitor_message(monitor.recv_multipart())

@@ -34,7 +34,7 @@ def stage_ms(events: Sequence[Event]) -> dict[str, float]:
     """Median milliseconds of one pass (all its units) or item, by stage."""
     passes: dict[tuple[str, int, int, int], float] = {}
     for event in events:
-        if event.kind not in ("prefill", "drain", "emit", "show"):
+        if event.kind not in ("prefill", "drain", "emit", "show", "wait"):
             key = event.stage, event.session, event.frame, event.step
             passes[key] = passes.get(key, 0.0) + event.end_s - event.start_s
     by_stage: dict[str, list[float]] = {}

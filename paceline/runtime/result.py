@@ -8,10 +8,26 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["EVENTS_KEPT", "Decision", "EdgeUse", "Event", "FrameTime", "RankReport", "RunResult", "SessionResult"]
+__all__ = [
+    "EVENTS_KEPT",
+    "FRAMES_FILE",
+    "TRUTH_FILE",
+    "Decision",
+    "EdgeUse",
+    "Event",
+    "FrameTime",
+    "RankReport",
+    "RunResult",
+    "SessionResult",
+]
 
 EVENTS_KEPT = 200_000
 """Events that each rank keeps; the oldest are dropped, so that memory does not grow with the run."""
+
+FRAMES_FILE = "frames-{}.raw"
+"""Raw bytes of all frames of a session, one after another, in the run's folder."""
+TRUTH_FILE = "truth-{}.raw"
+"""The true world's frames under the same actions."""
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True):
@@ -99,6 +115,8 @@ class RankReport(msgspec.Struct, frozen=True):
     kv_sha256: dict[str, str]
     """Under `session/level`: SHA-256 of all KV computed at that level, frame by frame and layer by layer (with
     `kv_hash`)."""
+    wait_s: float = 0.0
+    """Seconds in which no unit was ready. What is neither busy nor waited is the runtime's own cost."""
 
 
 class RunResult(msgspec.Struct, frozen=True):

@@ -25,7 +25,7 @@ from paceline.runtime.session import Session
 from paceline.runtime.spec import RunSpec
 from paceline.stages.denoise import condition_of, pass_times
 from paceline.stages.dit import DiT, load_dit
-from paceline.stages.feed import resolve_weights
+from paceline.stages.dit_config import find_weights
 from paceline.stages.frame_cache import FrameCache
 from paceline.stages.item import Meta
 from paceline.stages.passes import ConditionTable, Pass, run_layers
@@ -97,7 +97,7 @@ def _world_session(
             picture = decode(latents[frame], config.grid_y)
             recorder.add(decoder, session.id, "decode", frame, -1, started)
             session.show(frame, picture)
-            progress(session.shown)
+            progress(1)
 
     for frame in range(prompt):
         begin(frame)
@@ -141,7 +141,7 @@ def _sleep_session(spec: RunSpec, session: Session, recorder: _Recorder, progres
             tensor = tensor + 1
             recorder.add(name, session.id, "sleep", frame, -1, started)
         session.show(frame, tensor)
-        progress(session.shown)
+        progress(1)
 
 
 def serial_threads(topology: Topology) -> int:
@@ -156,10 +156,17 @@ def run_serial(
 ) -> RunResult:
     """Run all sessions, one after the other, in this process. Raises `FileNotFoundError` for missing weights."""
     topology = spec.topology
-    tell = progress or (lambda shown: None)
+    shown = 0
+
+    def tell(more: int) -> None:
+        nonlocal shown
+        shown += more
+        if progress is not None:
+            progress(shown)
+
     threads = serial_threads(topology)
     torch.set_num_threads(threads)
-    model = load_dit(resolve_weights(topology.model.weights)) if topology.workload == "world" else None
+    model = load_dit(find_weights(topology.model.weights)) if topology.workload == "world" else None
     sessions = [Session(spec, index, run_dir, decisions) for index in range(spec.sessions)]
     recorder = _Recorder(spec)
     digests: dict[str, str] = {}

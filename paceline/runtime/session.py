@@ -15,17 +15,12 @@ from paceline.kernels.philox import session_seed
 from paceline.pipeline.deadline import Pacer
 from paceline.pipeline.topology import LatePolicy
 from paceline.runtime.clock import now
-from paceline.runtime.result import Decision, FrameTime, SessionResult
+from paceline.runtime.result import FRAMES_FILE, TRUTH_FILE, Decision, FrameTime, SessionResult
 from paceline.runtime.spec import RunSpec
 from paceline.stages.feed import Feed, PayloadFeed, WorldFeed
 from paceline.stages.item import Meta
 
-__all__ = ["FRAMES_FILE", "TRUTH_FILE", "Session"]
-
-FRAMES_FILE = "frames-{}.raw"
-"""Raw bytes of all frames of a session, one after another, in the run's folder."""
-TRUTH_FILE = "truth-{}.raw"
-"""The true world's frames under the same actions."""
+__all__ = ["Session"]
 
 _KEPT_TIMES = 200_000
 

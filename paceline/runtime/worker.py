@@ -32,13 +32,15 @@ from paceline.runtime.spec import RunSpec
 from paceline.stages.base import Stage
 from paceline.stages.denoise import DenoiseStage
 from paceline.stages.dit import DiT, load_dit
-from paceline.stages.feed import resolve_weights
+from paceline.stages.dit_config import find_weights
 from paceline.stages.relay import DecodeStage, SleepStage
 
-__all__ = ["Worker", "model_shape", "own_device", "run_rank"]
+__all__ = ["Worker", "own_device", "run_rank"]
 
 _REPORT, _STOP = "report", "stop"
 _TELL_EVERY_S = 0.2
+_SHORT_S = 50e-6
+"""Waits below this are no event of their own."""
 _SWITCH_INTERVAL_S = 0.0005
 """How long the worker thread may keep the interpreter from the threads that deliver; Python's own 5 ms is a pass."""
 
@@ -52,16 +54,6 @@ def own_device(device: str) -> str:
             raise PacelineError(f"a group asks for device {device}, and torch sees no GPU here; set its device to cpu")
         torch.cuda.set_device(device)
     return device
-
-
-def model_shape(model: DiT | None) -> ModelShape:
-    """Sizes of one frame of a world model; zeros where there is none."""
-    if model is None:
-        return ModelShape(1, 0, 0, 0)
-    config = model.config
-    kv_layer = config.kv_bytes() // config.layers
-    values = config.tokens * config.token_dim
-    return ModelShape(config.layers, 4 * values, kv_layer, values)
 
 
 class Worker:
@@ -85,8 +77,8 @@ class Worker:
         self.device = own_device(group.device)
         model = None
         if topology.workload == "world":
-            model = load_dit(resolve_weights(topology.model.weights), self.device)
-        self.shape = model_shape(model)
+            model = load_dit(find_weights(topology.model.weights), self.device)
+        self.shape = ModelShape(1, 0, 0, 0) if model is None else model.config.shape
         streams = self.placement.streams(rank, spec.sessions)
         seeds = {session: session_seed(spec.seed, session) for _, session in streams}
         self.coordinator = self.placement.rank_of(self._stage_of(StageKind.source), 0)
@@ -101,7 +93,7 @@ class Worker:
         batches = {name: stage.max_batch for name, stage in topology.stages.items()}
         self.dispatcher = Dispatcher(programs, batches)
         self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
-        self.busy_s = 0.0
+        self.busy_s = self.wait_s = 0.0
         self._told_s = 0.0
         self._units = 0
         self._jitter = topology.inject.jitter_ms / 1000
@@ -133,13 +125,13 @@ class Worker:
         self.endpoint.start()
         started = now()
         while not self.dispatcher.done:
+            self.endpoint.pump()
             seen = self.endpoint.version
             picked = self.dispatcher.pick(self._ready)
             if picked:
                 self._run(picked)
             else:
-                self.endpoint.wait(seen, self._patience())
-                self.endpoint.check()
+                self._wait(seen)
             self._heartbeat()
         for session in self.sessions.values():
             session.close()
@@ -154,6 +146,15 @@ class Worker:
             if rank != self.rank:
                 self.endpoint.control(rank, _STOP, b"")
         return result
+
+    def _wait(self, seen: int) -> None:
+        start_s = now()
+        self.endpoint.wait(seen, self._patience())
+        self.endpoint.check()
+        end_s = now()
+        self.wait_s += end_s - start_s
+        if end_s - start_s > _SHORT_S:
+            self.events.append(Event(self.rank, "", -1, "wait", -1, -1, 0, start_s, end_s))
 
     def _ready(self, unit: Unit) -> bool:
         if not all(self.endpoint.has(key) for key in unit.takes):
@@ -290,6 +291,7 @@ class Worker:
             events=list(self.events),
             edges=self.endpoint.uses(),
             kv_sha256=digests,
+            wait_s=self.wait_s,
         )
 
 

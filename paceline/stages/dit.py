@@ -28,54 +28,12 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-__all__ = ["DiT", "DiTConfig", "FrameCondition", "load_dit", "save_dit"]
+from paceline.stages.dit_config import DiTConfig
 
-
-@dataclass(frozen=True, slots=True)
-class DiTConfig:
-    """Shape of a world model. `torus` and poses count half tokens; `token_dim` is the size of one token of a frame."""
-
-    grid_y: int = 8
-    grid_x: int = 8
-    token_dim: int = 48
-    width: int = 128
-    layers: int = 4
-    heads: int = 4
-    actions: int = 5
-    headings: int = 4
-    torus: int = 48
-    max_distance: int = 12
-    time_frequencies: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125)
-    space_frequencies: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of one frame (N)."""
-        return self.grid_y * self.grid_x
-
-    @property
-    def head_dim(self) -> int:
-        """Size of one head (D)."""
-        return self.width // self.heads
-
-    def kv_bytes(self, bytes_per_value: int = 4) -> int:
-        """Bytes of the keys and values of one frame over all layers."""
-        return 2 * self.layers * self.tokens * self.width * bytes_per_value
-
-    def check(self) -> None:
-        """Raise `ValueError` where the numbers do not fit together."""
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        pairs = len(self.time_frequencies) + 2 * len(self.space_frequencies)
-        if 2 * pairs != self.head_dim:
-            raise ValueError(
-                f"{len(self.time_frequencies)} time and 2 x {len(self.space_frequencies)} space frequencies "
-                f"rotate {2 * pairs} of {self.head_dim} values of a head; they must rotate all of them"
-            )
+__all__ = ["Block", "DiT", "DiTConfig", "FrameCondition", "load_dit", "rotate", "save_dit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,15 +214,6 @@ def save_dit(model: DiT, path: Path, extra: dict[str, str] | None = None) -> Non
 
 def load_dit(path: Path, device: str = "cpu") -> DiT:
     """Read a model written by `save_dit`. Raises `FileNotFoundError` or `ValueError` with what to do."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no world model at {path}; give a .safetensors file written by zoo.world.train")
-    with safe_open(str(path), framework="pt") as handle:
-        metadata = handle.metadata() or {}
-    if "dit_config" not in metadata:
-        raise ValueError(f"{path} has no 'dit_config' in its metadata; it was not written by save_dit")
-    raw = json.loads(metadata["dit_config"])
-    raw["time_frequencies"] = tuple(raw["time_frequencies"])
-    raw["space_frequencies"] = tuple(raw["space_frequencies"])
-    model = DiT(DiTConfig(**raw))
+    model = DiT(DiTConfig.read(path))
     model.load_state_dict(load_file(str(path)))
     return model.to(device).eval().requires_grad_(False)

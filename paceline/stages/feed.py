@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,20 +14,7 @@ from paceline.stages.dit import FrameCondition
 from paceline.stages.item import Meta
 from paceline.stages.patches import patchify
 
-__all__ = ["Feed", "PayloadFeed", "WorldFeed", "resolve_weights"]
-
-
-def resolve_weights(name: str) -> Path:
-    """The file behind `zoo:NAME` or a path."""
-    if not name.startswith("zoo:"):
-        return Path(name)
-    import zoo
-
-    path = Path(zoo.__file__).parent / name.removeprefix("zoo:") / "weights.safetensors"
-    if not path.is_file():
-        known = sorted(p.parent.name for p in Path(zoo.__file__).parent.glob("*/weights.safetensors"))
-        raise FileNotFoundError(f"no embedded model {name!r}; known: {', '.join('zoo:' + k for k in known)}")
-    return path
+__all__ = ["Feed", "PayloadFeed", "WorldFeed"]
 
 
 class Feed(Protocol):

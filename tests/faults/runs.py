@@ -71,7 +71,7 @@ class Run:
         """The workers by rank."""
         found = {}
         for child in psutil.Process(self.process.pid).children():
-            if "paceline.launch.worker_main" in " ".join(child.cmdline()) or "worker.py" in " ".join(child.cmdline()):
+            if "paceline.launch.worker_main" in " ".join(child.cmdline()):
                 found[int(child.environ()["RANK"])] = child
         return found
 

@@ -22,8 +22,6 @@ from tests.faults.runs import Run, write_topology
     ("rank", "via", "name"),
     [
         (0, "zmq", "worker rank 0 (group early: source, step0, sink)"),
-        (1, "zmq", "worker rank 1 (group late: step1)"),
-        (0, "dist", "worker rank 0 (group early: source, step0, sink)"),
         (1, "dist", "worker rank 1 (group late: step1)"),
     ],
 )
@@ -48,15 +46,14 @@ def test_no_worker_outlives_a_killed_supervisor(tmp_path: Path) -> None:
         run.check_nothing_left(2.0)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_ends_the_run_in_order(signum: signal.Signals, code: int, tmp_path: Path) -> None:
+def test_an_interrupt_ends_the_run_in_order(tmp_path: Path) -> None:
     with Run(tmp_path, "--json") as run:
         run.until_frames()
         # A terminal sends Ctrl-C to the whole process group.
-        os.killpg(run.process.pid, signum)
-        assert run.wait(2.0) == code
+        os.killpg(run.process.pid, signal.SIGINT)
+        assert run.wait(2.0) == 130
         run.check_nothing_left()
-        assert run.errors == f"paceline: interrupted by {signum.name}; all workers were stopped\n"
+        assert run.errors == "paceline: interrupted by SIGINT; all workers were stopped\n"
 
 
 def test_an_interrupt_while_the_workers_start(tmp_path: Path) -> None:
@@ -70,24 +67,19 @@ def test_an_interrupt_while_the_workers_start(tmp_path: Path) -> None:
         run.check_nothing_left()
 
 
-def test_a_stopped_worker_is_reported_as_hung(tmp_path: Path) -> None:
+def test_a_stopped_worker_is_reported_as_hung_and_a_stopped_supervisor_accuses_nobody(tmp_path: Path) -> None:
     with Run(tmp_path, "--hang-timeout", "2") as run:
         workers = run.until_frames()
+        run.process.send_signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        run.process.send_signal(signal.SIGCONT)
+        time.sleep(0.5)
+        assert run.process.poll() is None, run.errors
         workers[1].suspend()
         assert run.wait(5.0) == 1
         run.check_nothing_left()
         said = r"paceline: worker rank 1 \(group late: step1\) hangs: no progress for \d s \(the process is stopped"
         assert re.match(said, run.errors), run.errors
-
-
-def test_a_stopped_supervisor_goes_on_where_it_was(tmp_path: Path) -> None:
-    with Run(tmp_path, "--hang-timeout", "2") as run:
-        run.until_frames()
-        run.process.send_signal(signal.SIGSTOP)
-        time.sleep(3)
-        run.process.send_signal(signal.SIGCONT)
-        time.sleep(0.5)
-        assert run.process.poll() is None, run.errors
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -28,7 +28,6 @@ def references(weights: str) -> dict[int, Summary]:
         ("world-2-zmq", 2, 2, local, ()),
         ("world-2-mirrored", 2, 2, local, ("--set", "inject.jitter_ms=3")),
         ("world-1", 1, 2, local, ()),
-        ("world-1", 1, 2, torchrun, ()),
         ("world-4-mirrored", 4, 4, two_agents, ()),
     ],
 )

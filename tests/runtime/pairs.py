@@ -65,7 +65,9 @@ def until(endpoint: Endpoint, condition: Callable[[], bool], deadline_s: float =
 def get(endpoint: Endpoint, key: Key) -> Item:
     """Take an item once it has arrived."""
     until(endpoint, lambda: endpoint.has(key))
-    return endpoint.take(key)
+    item = endpoint.take(key)
+    endpoint.flush()
+    return item
 
 
 def put(endpoint: Endpoint, target: int, item: Item) -> None:

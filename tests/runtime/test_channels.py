@@ -215,7 +215,7 @@ def test_a_sender_that_floods_is_bounded_by_credit(via: str) -> None:
                 break
             ends.send(item)
             sent += 1
-        time.sleep(0.1)
+        until(ends.target, lambda: ends.target.has(Key(0, 0, 2)))
         assert sent == 3 and not ends.can_send(1, 0)
         assert len(ends.target._inbox) == 3
         for position in range(3):

@@ -35,11 +35,11 @@ __all__ = ["TrainPlan", "Trainer", "main", "publish", "run"]
 class TrainPlan:
     """How a run goes. Steps count optimiser steps."""
 
-    steps: int = 5000
+    steps: int = 4200
     warmup: int = 100
-    decay: int = 1500
-    map_from: int = 1800
-    map_share: float = 0.5
+    decay: int = 1250
+    map_from: int = 1100
+    map_share: float = 0.375
     rate: float = 2e-3
     average: float = 0.995
     seed: int = 1
