@@ -130,10 +130,9 @@ class DenoiseStage:
         frame = item.key.position
         if first == 0:
             self._keep(state, frame, level)
-        k_LHND, v_LHND = item.tensors
-        for offset in range(k_LHND.shape[0]):
-            k, v = k_LHND[offset].to(self.device), v_LHND[offset].to(self.device)
-            state.cache.put(frame, level, first + offset, k, v, own=False)
+        # One tensor, so that one transfer brings it: [layers, 2, H, N, D], keys then values.
+        for offset, (k_HND, v_HND) in enumerate(item.tensors[0].to(self.device)):
+            state.cache.put(frame, level, first + offset, k_HND, v_HND, own=False)
 
     def _keep(self, state: _Session, frame: int, level: int) -> None:
         until = {step: state.context.last_reader(frame, level, step) for step in self.steps}
@@ -205,7 +204,9 @@ class DenoiseStage:
         if edge.carries == "kv":
             level = give.part // self.model.config.layers
             kv = [state.cache.get(give.position, level, layer) for layer in range(*give.layers)]
-            return Item(key, (torch.stack([k for k, _ in kv]), torch.stack([v for _, v in kv])))
+            k_HND = kv[0][0]
+            stacked = torch.stack([tensor for pair in kv for tensor in pair])
+            return Item(key, (stacked.view(len(kv), 2, *k_HND.shape),))
         meta = state.metas[give.position]
         # A frame that skips all steps of this stage has no latent yet: it starts from noise further on.
         tensors = () if unit.kind is UnitKind.drain else (state.latents[give.position],)
