@@ -1,4 +1,4 @@
-"""What a denoising step reads of earlier frames: the four context modes of DESIGN section 4.
+"""What a denoising step reads of earlier frames: the four context modes.
 
 Level s of a frame is the KV that its step s computed, so level 0 comes from pure noise; the last level, equal to the
 number of steps S, is the KV of the clean pass on the finished frame. Prompt frames are clean at every level.

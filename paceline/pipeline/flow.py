@@ -44,7 +44,7 @@ def needed_item_edges(topology: Topology) -> list[tuple[str, str]]:
 
 
 def needed_kv_edges(topology: Topology) -> list[tuple[str, str]]:
-    """KV edges between denoise stages that the context mode reads (DESIGN section 4). A stage's own KV needs none."""
+    """KV edges between denoise stages that the context mode reads. A stage's own KV needs none."""
     chain = compute_chain(topology)
     match topology.context.mode:
         case ContextMode.matched:

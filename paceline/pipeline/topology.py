@@ -41,7 +41,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 class Schedule(StrEnum):
-    """Who computes when (DESIGN section 4)."""
+    """Who computes when."""
 
     serial = "serial"
     wavefront = "wavefront"
@@ -50,7 +50,7 @@ class Schedule(StrEnum):
 
 
 class ContextMode(StrEnum):
-    """Which KV of earlier frames a denoising step reads (DESIGN section 4)."""
+    """Which KV of earlier frames a denoising step reads."""
 
     clean = "clean"
     cascade = "cascade"

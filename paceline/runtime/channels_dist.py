@@ -32,7 +32,7 @@ OnBroken = Callable[[int, str], None]
 
 _NEVER = timedelta(days=365)
 """gloo and NCCL end a communicator when an operation times out, so none ever does: silence is the supervisor's to
-judge (DESIGN section 8)."""
+judge."""
 
 _SENDER, _RECEIVER = 0, 1
 

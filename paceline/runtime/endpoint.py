@@ -47,6 +47,7 @@ class Endpoint:
         self._failure: BaseException | None = None
         self._failing = threading.Lock()
         self._owing = threading.Lock()
+        self._worker = threading.get_ident()
         self._links: Links | None = None
         self._owed: dict[int, dict[tuple[int, int], tuple[int, int]]] = {}
         self._started = self._closed = False
@@ -208,8 +209,8 @@ class Endpoint:
         return self._inbox.version
 
     def pump(self) -> None:
-        """Take in what has come, where no thread does; call it between units of compute."""
-        if self._links is not None and self._links.pumped:
+        """Take in what has come; call it between units of compute."""
+        if self._links is not None:
             self._links.mesh.pump(0)
 
     def wait(self, seen: int, timeout: float | None = None) -> int:
@@ -219,7 +220,7 @@ class Endpoint:
         what `check` raises, as after a failure what is waited for may never come.
         """
         self.flush()
-        if self._links is not None and self._links.pumped:
+        if self._links is not None:
             deadline = None if timeout is None else time.monotonic() + timeout
             while self._inbox.version == seen and (deadline is None or time.monotonic() < deadline):
                 self._links.mesh.pump(None if deadline is None else max(0.0, deadline - time.monotonic()))
@@ -269,6 +270,12 @@ class Endpoint:
         source = inlet.route.source
         if not self._inbox.put(item, source):
             self._give_back([(item, source)])
+        self._wake()
+
+    def _wake(self) -> None:
+        """End the worker's wait for messages, where another thread has news for it."""
+        if self._links is not None and threading.get_ident() != self._worker:
+            self._links.mesh.wake()
 
     def _on_letter(self, peer: int, message: Message, frames: Sequence[Buffer]) -> None:
         match message:
@@ -303,6 +310,7 @@ class Endpoint:
             if self._failure is None:
                 self._failure = error
         self._inbox.changed()
+        self._wake()
 
     # -- numbers -------------------------------------------------------------------------------------------------------
 

@@ -56,8 +56,6 @@ class Links:
         self.senders: dict[int, PairSender] = {}
         self.receivers: dict[int, PairReceiver] = {}
         self.checksum_limit = 0
-        self.pumped = False
-        """Whether the worker receives, by `mesh.pump`; else a thread does."""
         self._rendezvous = rendezvous
         self._topology = topology
         self._digest = hashlib.sha256(topology.model_dump_json().encode()).hexdigest()
@@ -169,9 +167,7 @@ class Links:
         self._rendezvous.gather("ready", b"")
         self._remove_folder()
         self._rendezvous.leave()
-        if not self.receivers:
-            self.mesh.adopt()
-            self.pumped = True
+        self.mesh.adopt()
 
     def _remove_folder(self) -> None:
         # Connected sockets outlive their names, and what has no name can't be left behind by a kill.

@@ -1,11 +1,10 @@
 """The ZMQ sockets of one rank: a ROUTER that hears from all peers, and a DEALER to each of them.
 
 Messages go out on DEALERs only and come in on the ROUTER only, so every socket has one direction. The worker sends
-directly, under a lock per peer. A thread receives until all ranks are connected, and further on where tensors come by
-other ways than ZMQ, whose receives have to be posted while the worker computes. Elsewhere the worker takes over the
-receiving (`adopt`, then `pump` between its units): ZMQ's own threads go on filling the queue meanwhile, and a second
-Python thread would only take the interpreter from the compute. ZMQ's own queues bound nothing that matters (DESIGN
-section 8): what may be sent is decided by credits, before a message comes here.
+directly, under a lock per peer. A thread receives until all ranks are connected; then the worker takes over (`adopt`) and
+receives between its units of compute (`pump`). ZMQ's own threads fill the queue meanwhile, and a second Python thread
+would only take the interpreter from the compute. ZMQ's own queues bound nothing that matters: what may
+be sent is decided by credits, before a message comes here.
 """
 
 from __future__ import annotations
@@ -189,9 +188,13 @@ class Mesh:
         """Something broke towards a peer: unless its goodbye arrives soon, it is lost."""
         if peer not in self.departed:
             self._suspects.setdefault(peer, (time.monotonic() + _GRACE_S, reason))
-            # Wakes the receiving thread, which waits with no timeout while nobody is suspected.
-            with contextlib.suppress(zmq.ZMQError), self._stop_lock:
-                self._stop_out.send(b"look", zmq.DONTWAIT)
+            # Whoever receives waits with no timeout while nobody is suspected.
+            self.wake()
+
+    def wake(self) -> None:
+        """End the wait of whoever receives; may be called from any thread."""
+        with contextlib.suppress(zmq.ZMQError), self._stop_lock:
+            self._stop_out.send(b"look", zmq.DONTWAIT)
 
     def _receive(self) -> None:
         while self._look(None):

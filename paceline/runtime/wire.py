@@ -2,7 +2,7 @@
 
 A header is `MAGIC | VERSION | msgpack`, the msgpack being a tagged union of the structs below. A header is checked in
 full, against itself, against the caps and against the lengths of the frames that came with it, before a single byte is
-allocated for a tensor (DESIGN section 8).
+allocated for a tensor.
 """
 
 from __future__ import annotations
