@@ -1,10 +1,10 @@
 """The ZMQ sockets of one rank: a ROUTER that hears from all peers, and a DEALER to each of them.
 
 Messages go out on DEALERs only and come in on the ROUTER only, so every socket has one direction. The worker sends
-directly, under a lock per peer. A thread receives until all ranks are connected; then the worker takes over (`adopt`) and
-receives between its units of compute (`pump`). ZMQ's own threads fill the queue meanwhile, and a second Python thread
-would only take the interpreter from the compute. ZMQ's own queues bound nothing that matters: what may
-be sent is decided by credits, before a message comes here.
+directly, under a lock per peer. A thread receives until all ranks are connected; then the worker takes over (`adopt`)
+and receives between its units of compute (`pump`). ZMQ's own threads fill the queue meanwhile, and a second Python
+thread would only take the interpreter from the compute. ZMQ's own queues bound nothing that matters: what may be sent
+is decided by credits, before a message comes here.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def test_plan_names_a_deadlock_and_so_does_run() -> None:
     assert "--set edges.4.bytes=" in output
     code, output, errors = invoke("run", *wrong)
     assert code == 2
-    assert "deadlock: stage step0" in errors
+    assert "deadlock: stage step1" in errors
 
 
 def test_plan_takes_measured_costs(tmp_path: Path) -> None:
