@@ -27,11 +27,9 @@ class Purpose(IntEnum):
 
     noise = 1
     """the noise a frame starts from"""
-    payload = 2
-    """bytes that a sleep workload sends"""
-    session = 3
+    session = 2
     """the seed of a session"""
-    jitter = 4
+    jitter = 3
     """injected delays"""
 
 

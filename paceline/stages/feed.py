@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -9,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paceline.kernels.philox import Purpose, words
 from paceline.stages.dit import FrameCondition
 from paceline.stages.item import Meta
 from paceline.stages.patches import patchify
@@ -53,13 +53,14 @@ class WorldFeed:
 
 
 class PayloadFeed:
-    """Bytes for a sleep workload."""
+    """Bytes for a sleep workload: a keyed hash of (seed, position), repeated. This is about moving bytes, not making
+    them."""
 
     def __init__(self, seed: int, nbytes: int) -> None:
-        self._seed, self._nbytes = seed, nbytes
+        self._seed, self._nbytes = seed.to_bytes(8, "little"), nbytes
 
     def next(self, position: int) -> tuple[tuple[Tensor, ...], Meta]:
         """See `Feed.next`."""
-        # Large payloads repeat one block: this is about moving bytes, not about making them.
-        block = words(self._seed, position, Purpose.payload, min(self._nbytes, 1024)).to(torch.uint8)
-        return (block.repeat(-(-self._nbytes // block.numel()))[: self._nbytes],), {}
+        block = hashlib.blake2b(position.to_bytes(8, "little"), key=self._seed).digest()
+        data = bytearray(block * -(-self._nbytes // len(block)))
+        return (torch.frombuffer(data, dtype=torch.uint8)[: self._nbytes],), {}

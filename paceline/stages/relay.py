@@ -13,6 +13,8 @@ from paceline.stages.patches import decode
 
 __all__ = ["DecodeStage", "SleepStage"]
 
+_SPUN_S = 0.0003
+
 
 class DecodeStage:
     """Latents to 8-bit frames. The model works in pixels, so this is patch decoding: causal, and without state."""
@@ -58,8 +60,12 @@ class SleepStage:
         """See `Stage.run`."""
         out = []
         for unit, (item,) in zip(units, taken, strict=True):
-            if self.ms:
-                time.sleep(self.ms / 1000)
+            end_s = time.perf_counter() + self.ms / 1000
+            # The last part is spun: a sleep ends up to a fifth of a millisecond late, and the cost is to be exact.
+            if self.ms / 1000 > _SPUN_S:
+                time.sleep(self.ms / 1000 - _SPUN_S)
+            while time.perf_counter() < end_s:
+                pass
             tensor = item.tensors[0] + 1
             out.append([Item(Key(g.edge, unit.session, g.position, g.part), (tensor,), item.meta) for g in unit.gives])
         return out

@@ -29,7 +29,7 @@ def test_known_answers_of_random123() -> None:
 def test_a_draw_does_not_depend_on_how_much_is_drawn(seed: int, position: int, count: int, more: int) -> None:
     short = words(seed, position, Purpose.noise, count)
     assert torch.equal(words(seed, position, Purpose.noise, count + more)[:count], short)
-    assert not torch.equal(words(seed, position, Purpose.payload, count), short)
+    assert not torch.equal(words(seed, position, Purpose.session, count), short)
 
 
 def test_normal_has_the_moments_of_a_normal() -> None:

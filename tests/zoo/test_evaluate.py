@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import zoo.world
 from paceline.stages.dit import load_dit
 from zoo.world.environment import render
 from zoo.world.evaluate import HELD_OUT, next_frame, score
-from zoo.world.rollout import record, rollout
+from zoo.world.rollout import ContextMode, record, rollout
 from zoo.world.sheet import contact_sheet
 
 WEIGHTS = Path(zoo.world.__file__).parent / "weights.safetensors"
@@ -59,7 +58,12 @@ def test_shipped_weights_keep_the_world() -> None:
     model = load_dit(WEIGHTS)
     truth = record(list(range(HELD_OUT, HELD_OUT + 4)), 14)
     ahead = next_frame(model, truth, steps=1)
-    assert ahead.tile_accuracy >= 0.9 and not math.isnan(ahead.psnr)
-    free = score(rollout(model, truth, "clean", 2), truth)
-    assert free.persistence >= 0.9
-    assert free.agent >= 0.9
+    assert ahead.tile_accuracy >= 0.98  # 0.995 over 16 worlds
+    assert ahead.psnr >= 25  # 27.8
+    floors: dict[ContextMode, float] = {"clean": 0.93, "cascade": 0.90}
+    for mode, floor in floors.items():  # 0.963 and 0.945
+        free = score(rollout(model, truth, mode, 2), truth)
+        assert free.persistence >= floor
+        assert free.agent >= 0.95
+        assert free.pan >= 0.95
+        assert free.crispness <= 18  # 12 and 13

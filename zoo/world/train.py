@@ -62,7 +62,7 @@ class Trainer:
 
     def __init__(self, plan: TrainPlan, config: DiTConfig, device: str = "cpu") -> None:
         self.plan, self.device, self.step = plan, device, 0
-        with torch.random.fork_rng():
+        with torch.random.fork_rng():  # torch.nn draws first weights from the global generator
             torch.manual_seed(plan.seed)
             self.model = DiT(config).to(device)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
