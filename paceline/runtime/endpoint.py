@@ -209,8 +209,8 @@ class Endpoint:
         return self._inbox.version
 
     def pump(self) -> None:
-        """Take in what has come; call it between units of compute."""
-        if self._links is not None:
+        """Take in what has come, where no thread does; call it between units of compute."""
+        if self._links is not None and self._links.mesh.adopted:
             self._links.mesh.pump(0)
 
     def wait(self, seen: int, timeout: float | None = None) -> int:
@@ -220,7 +220,7 @@ class Endpoint:
         what `check` raises, as after a failure what is waited for may never come.
         """
         self.flush()
-        if self._links is not None:
+        if self._links is not None and self._links.mesh.adopted:
             deadline = None if timeout is None else time.monotonic() + timeout
             while self._inbox.version == seen and (deadline is None or time.monotonic() < deadline):
                 self._links.mesh.pump(None if deadline is None else max(0.0, deadline - time.monotonic()))
@@ -274,8 +274,9 @@ class Endpoint:
 
     def _wake(self) -> None:
         """End the worker's wait for messages, where another thread has news for it."""
-        if self._links is not None and threading.get_ident() != self._worker:
-            self._links.mesh.wake()
+        links = self._links
+        if links is not None and links.mesh.adopted and threading.get_ident() != self._worker:
+            links.mesh.wake()
 
     def _on_letter(self, peer: int, message: Message, frames: Sequence[Buffer]) -> None:
         match message:

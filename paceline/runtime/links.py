@@ -167,7 +167,8 @@ class Links:
         self._rendezvous.gather("ready", b"")
         self._remove_folder()
         self._rendezvous.leave()
-        self.mesh.adopt()
+        if not self.receivers:
+            self.mesh.adopt()
 
     def _remove_folder(self) -> None:
         # Connected sockets outlive their names, and what has no name can't be left behind by a kill.

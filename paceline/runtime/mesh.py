@@ -1,7 +1,8 @@
 """The ZMQ sockets of one rank: a ROUTER that hears from all peers, and a DEALER to each of them.
 
 Messages go out on DEALERs only and come in on the ROUTER only, so every socket has one direction. The worker sends
-directly, under a lock per peer. A thread receives until all ranks are connected; then the worker takes over (`adopt`)
+directly, under a lock per peer. A thread receives until all ranks are connected, and further on where tensors come by
+torch.distributed: their receives have to be posted while the worker computes. Elsewhere the worker takes over (`adopt`)
 and receives between its units of compute (`pump`). ZMQ's own threads fill the queue meanwhile, and a second Python
 thread would only take the interpreter from the compute. ZMQ's own queues bound nothing that matters: what may be sent
 is decided by credits, before a message comes here.
@@ -54,6 +55,8 @@ class Mesh:
     def __init__(self, rank: int, world_size: int, max_message: int, curve: CurveKeys | None = None) -> None:
         self.rank = rank
         self.strangers = 0
+        self.adopted = False
+        """Whether the worker receives, by `pump`; else a thread does."""
         self.departed: set[int] = set()
         """Peers that said goodbye; nothing is sent to them any more, and their sockets may close."""
         self.refused: dict[int, str] = {}
@@ -143,6 +146,7 @@ class Mesh:
     def adopt(self) -> None:
         """End the receiving thread; from now on the caller's thread receives, by `pump`."""
         self.stop()
+        self.adopted = True
 
     def pump(self, timeout_s: float | None) -> None:
         """Hand over the messages that have come; with none there, wait for one for at most `timeout_s` seconds."""
