@@ -130,7 +130,7 @@ def test_no_pickle_and_no_global_random_state() -> None:
     [
         ("paceline.pipeline.x", "import torch.nn", 1),
         ("paceline.pipeline.x", "def f():\n    from zmq import Context", 2),
-        ("paceline.pipeline.x", "from paceline.runtime.item import Item", 1),
+        ("paceline.pipeline.x", "from paceline.stages.item import Item", 1),
         ("paceline.pipeline.x", "from .. import stages", 1),
         ("paceline.kernels.x", "from paceline import tiers", 1),
         ("paceline.stages.x", "import paceline.runtime", 1),

@@ -16,8 +16,8 @@ from typing import NamedTuple
 from paceline.pipeline.credits import CreditLedger
 from paceline.pipeline.topology import Transport
 from paceline.runtime.errors import ChannelError, OversizedError, WireError
-from paceline.runtime.item import Item
 from paceline.runtime.wire import canonical
+from paceline.stages.item import Item
 
 __all__ = ["ChannelStatistics", "Deliver", "Inlet", "LocalInlet", "LocalOutlet", "Outlet", "Route"]
 

@@ -21,9 +21,9 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from paceline.pipeline.topology import Transport
 from paceline.runtime.channels import Deliver, Inlet, Outlet, Route
 from paceline.runtime.errors import RendezvousError
-from paceline.runtime.item import Item
 from paceline.runtime.mesh import Mesh
 from paceline.runtime.wire import Data, TensorSpec, check_data, empty_tensor, encode_item, item_from
+from paceline.stages.item import Item
 
 __all__ = ["DistInlet", "DistOutlet", "Pair", "PairReceiver", "PairSender", "use_here"]
 

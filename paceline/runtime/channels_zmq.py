@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from paceline.pipeline.topology import Transport
 from paceline.runtime.channels import Deliver, Inlet, Outlet, Route
-from paceline.runtime.item import Item
 from paceline.runtime.mesh import Mesh
 from paceline.runtime.wire import Buffer, Data, check_data, encode_item, item_from, read_tensors, tensor_bytes
+from paceline.stages.item import Item
 
 __all__ = ["ZmqInlet", "ZmqOutlet"]
 

@@ -15,11 +15,11 @@ from paceline.runtime.channels_dist import DistInlet, DistOutlet, use_here
 from paceline.runtime.channels_zmq import ZmqInlet, ZmqOutlet
 from paceline.runtime.errors import ChannelError, MalformedError, MisroutedError, OversizedError, PeerLost
 from paceline.runtime.inbox import Inbox
-from paceline.runtime.item import Item, Key
 from paceline.runtime.links import Links
 from paceline.runtime.rendezvous import Rendezvous
 from paceline.runtime.result import EdgeUse
 from paceline.runtime.wire import Buffer, Control, CreditReturn, Data, Goodbye, Message, Returned, encode
+from paceline.stages.item import Item, Key
 
 __all__ = ["Endpoint", "Route"]
 

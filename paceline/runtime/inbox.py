@@ -7,7 +7,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from paceline.runtime.errors import ChannelError
-from paceline.runtime.item import Item, Key
+from paceline.stages.item import Item, Key
 
 __all__ = ["Arrival", "Inbox"]
 

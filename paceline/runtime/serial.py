@@ -30,6 +30,7 @@ from paceline.stages.frame_cache import FrameCache
 from paceline.stages.item import Meta
 from paceline.stages.passes import ConditionTable, Pass, run_layers
 from paceline.stages.patches import decode
+from paceline.stages.relay import spend
 
 __all__ = ["run_serial"]
 
@@ -137,7 +138,7 @@ def _sleep_session(spec: RunSpec, session: Session, recorder: _Recorder, progres
         (tensor,), _ = session.emit(frame)
         for name in chain:
             started = now()
-            time.sleep(topology.stages[name].ms / 1000)
+            spend(topology.stages[name].ms)
             tensor = tensor + 1
             recorder.add(name, session.id, "sleep", frame, -1, started)
         session.show(frame, tensor)

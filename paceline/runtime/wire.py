@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from paceline.runtime.errors import MalformedError, OversizedError, UnsupportedError
-from paceline.runtime.item import Item, Key
+from paceline.stages.item import Item, Key
 
 __all__ = [
     "Control",

@@ -150,7 +150,6 @@ class Worker:
     def _wait(self, seen: int) -> None:
         start_s = now()
         self.endpoint.wait(seen, self._patience())
-        self.endpoint.check()
         end_s = now()
         self.wait_s += end_s - start_s
         if end_s - start_s > _SHORT_S:
@@ -261,7 +260,6 @@ class Worker:
             payloads += [payload for _, name, payload in self.endpoint.controls() if name == kind]
             if len(payloads) < count:
                 self.endpoint.wait(seen, _TELL_EVERY_S)
-                self.endpoint.check()
                 self._heartbeat()
         return payloads
 

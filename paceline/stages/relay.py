@@ -11,9 +11,18 @@ from paceline.pipeline.program import Program, Unit
 from paceline.stages.item import Item, Key
 from paceline.stages.patches import decode
 
-__all__ = ["DecodeStage", "SleepStage"]
+__all__ = ["DecodeStage", "SleepStage", "spend"]
 
 _SPUN_S = 0.0003
+
+
+def spend(ms: float) -> None:
+    """Let exactly `ms` milliseconds pass. The last part is spun, as a sleep alone ends up to 0.2 ms late."""
+    end_s = time.perf_counter() + ms / 1000
+    if ms / 1000 > _SPUN_S:
+        time.sleep(ms / 1000 - _SPUN_S)
+    while time.perf_counter() < end_s:
+        pass
 
 
 class DecodeStage:
@@ -60,12 +69,7 @@ class SleepStage:
         """See `Stage.run`."""
         out = []
         for unit, (item,) in zip(units, taken, strict=True):
-            end_s = time.perf_counter() + self.ms / 1000
-            # The last part is spun: a sleep ends up to a fifth of a millisecond late, and the cost is to be exact.
-            if self.ms / 1000 > _SPUN_S:
-                time.sleep(self.ms / 1000 - _SPUN_S)
-            while time.perf_counter() < end_s:
-                pass
+            spend(self.ms)
             tensor = item.tensors[0] + 1
             out.append([Item(Key(g.edge, unit.session, g.position, g.part), (tensor,), item.meta) for g in unit.gives])
         return out

@@ -12,8 +12,8 @@ from typing import Any
 
 from paceline.pipeline.topology import Topology
 from paceline.runtime.endpoint import Endpoint, Route
-from paceline.runtime.item import Item, Key
 from paceline.runtime.rendezvous import Rendezvous
+from paceline.stages.item import Item, Key
 from tests.harness import free_port
 
 MIB = 1 << 20

@@ -14,8 +14,8 @@ import torch
 
 from paceline.pipeline.topology import Transport
 from paceline.runtime.errors import ChannelError, CreditError, MisroutedError, OversizedError, UnsupportedError
-from paceline.runtime.item import Item, Key
 from paceline.runtime.wire import DTYPES
+from paceline.stages.item import Item, Key
 from tests.runtime.pairs import MIB, Ends, connected, get, put, topology, until
 from tests.runtime.test_wire import same_bits, tensor_of
 

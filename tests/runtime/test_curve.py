@@ -12,9 +12,9 @@ from paceline.pipeline.topology import CurveSpec, NetworkSpec, Topology
 from paceline.runtime.curve import check_bind, is_loopback, load_curve
 from paceline.runtime.endpoint import Endpoint, Route
 from paceline.runtime.errors import RendezvousError
-from paceline.runtime.item import Item, Key
 from paceline.runtime.rendezvous import Rendezvous
 from paceline.runtime.wire import Hello, encode
+from paceline.stages.item import Item, Key
 from tests.harness import free_port
 from tests.runtime.pairs import get, raise_any, start_all, topology
 

@@ -13,10 +13,10 @@ import zmq
 from paceline.pipeline.topology import NetworkSpec
 from paceline.runtime.endpoint import Endpoint, Route
 from paceline.runtime.errors import ChannelError, CreditError, MisroutedError, PeerLost
-from paceline.runtime.item import Item, Key
 from paceline.runtime.rendezvous import Rendezvous
 from paceline.runtime.wire import CreditReturn as Credit
 from paceline.runtime.wire import Data, Returned, TensorSpec, encode
+from paceline.stages.item import Item, Key
 from tests.harness import Ranks, run_ranks
 from tests.runtime.pairs import connected, get, put, topology, until
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from paceline.runtime.errors import ChannelError
 from paceline.runtime.inbox import Inbox
-from paceline.runtime.item import Item, Key
+from paceline.stages.item import Item, Key
 
 
 def item(position: int, epoch: int = 0, session: int = 0, edge: int = 0) -> Item:

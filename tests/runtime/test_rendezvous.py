@@ -18,8 +18,8 @@ from torch._C._distributed_c10d import TCPStore
 from paceline.pipeline.topology import NetworkSpec
 from paceline.runtime.endpoint import Endpoint, Route
 from paceline.runtime.errors import RendezvousError
-from paceline.runtime.item import Item, Key
 from paceline.runtime.rendezvous import Rendezvous
+from paceline.stages.item import Item, Key
 from tests.harness import Ranks, free_port
 from tests.runtime.pairs import connected, get, put, raise_any, start_all, topology, until
 

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.runtime.errors import MalformedError, OversizedError, UnsupportedError, WireError
-from paceline.runtime.item import Item, Key, Meta
 from paceline.runtime.wire import (
     DTYPES,
     MAGIC,
@@ -34,6 +33,7 @@ from paceline.runtime.wire import (
     read_tensors,
     tensor_bytes,
 )
+from paceline.stages.item import Item, Key, Meta
 
 CAP = 1 << 20
 KEY = Key(3, 2**40, 17, 5)
