@@ -49,29 +49,28 @@ class Dispatcher:
 
         Empty where nothing is ready.
         """
-        best: Stream | None = None
-        candidates: list[Stream] = []
-        for stream in self._live:
-            unit = stream.unit
+        live = self._live if len(self._live) == 1 else sorted(self._live, key=_urgency)
+        for index, best in enumerate(live):
+            unit = best.unit
             if unit is None or not ready(unit):
                 continue
-            candidates.append(stream)
-            if best is None or best.unit is None or unit.priority < best.unit.priority:
-                best = stream
-        if best is None or best.unit is None:
-            return []
-        limit = self.batches.get(best.unit.stage, 1)
-        if limit == 1 or best.unit.kind is not UnitKind.layers:
-            return [best]
-        shape = _shape(best.unit)
-        same = [s for s in candidates if s is not best and s.unit is not None and _shape(s.unit) == shape]
-        return [best, *same[: limit - 1]]
+            limit = self.batches.get(unit.stage, 1)
+            if limit == 1 or unit.kind is not UnitKind.layers:
+                return [best]
+            shape = _shape(unit)
+            same = [s for s in live[index + 1 :] if s.unit is not None and _shape(s.unit) == shape and ready(s.unit)]
+            return [best, *same[: limit - 1]]
+        return []
 
     def advance(self, stream: Stream) -> None:
         """Take a stream to its next unit, after its present one ran."""
         stream.advance()
         if stream.unit is None:
             self._live.remove(stream)
+
+
+def _urgency(stream: Stream) -> tuple[int, int, int]:
+    return (0, 0, 0) if stream.unit is None else stream.unit.priority
 
 
 def _shape(unit: Unit) -> tuple[str, tuple[int, int], int]:

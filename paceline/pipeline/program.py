@@ -66,11 +66,10 @@ class SourceProgram(Program):
     """Sends the prompt frames, then one condition a frame."""
 
     def units(self) -> Iterator[Unit]:
+        payload = self.topology.item_bytes if self.topology.workload == "sleep" else 0
         for frame in range(self.end):
             # A prompt frame travels as tokens; an action is a few numbers.
-            nbytes = self.shape.latent_bytes if frame < self.prompt else 0
-            if self.topology.workload == "sleep":
-                nbytes = self.topology.item_bytes
+            nbytes = self.shape.latent_bytes if frame < self.prompt else payload
             gives = tuple(Give(edge, frame, 0, nbytes) for edge in self.outputs)
             yield Unit(self.stage, self.session, UnitKind.emit, self.slot(frame, 0), frame, gives=gives)
 

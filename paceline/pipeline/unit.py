@@ -76,7 +76,7 @@ class Unit:
     @property
     def priority(self) -> tuple[int, int, int]:
         """Smaller runs first: older slots, then later steps (they free more), then lower sessions."""
-        return self.slot, -max((row.step for row in self.rows), default=1 << 30), self.session
+        return self.slot, -(max(row.step for row in self.rows) if self.rows else 1 << 30), self.session
 
 
 def kv_part(level: int, layer: int, layers: int) -> int:

@@ -272,6 +272,11 @@ class Endpoint:
             self._give_back([(item, source)])
         self._wake()
 
+    def wake(self) -> None:
+        """End the worker's `wait`, or its next one: another thread has news for it that is no message."""
+        self._inbox.changed()
+        self._wake()
+
     def _wake(self) -> None:
         """End the worker's wait for messages, where another thread has news for it."""
         links = self._links

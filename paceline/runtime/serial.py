@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from paceline.kernels.philox import Purpose, normal
 from paceline.pipeline.context import Context
 from paceline.pipeline.program import Row
 from paceline.pipeline.topology import ContextMode, StageKind, Topology
@@ -28,6 +27,7 @@ from paceline.stages.dit import DiT, load_dit
 from paceline.stages.dit_config import find_weights
 from paceline.stages.frame_cache import FrameCache
 from paceline.stages.item import Meta
+from paceline.stages.noise import StartNoise
 from paceline.stages.passes import ConditionTable, Pass, run_layers
 from paceline.stages.patches import decode
 from paceline.stages.relay import spend
@@ -72,6 +72,7 @@ def _world_session(
     latents: dict[int, torch.Tensor] = {}
     metas: dict[int, Meta] = {}
     config = model.config
+    noise = StartNoise(config, session.seed)
     decoder = next((name for name, stage in topology.stages.items() if stage.kind is StageKind.decode), "decode")
 
     def begin(frame: int) -> None:
@@ -79,8 +80,7 @@ def _world_session(
         tensors, metas[frame] = session.emit(frame)
         context.begin(frame, int(metas[frame].get("first_step", 0)))
         cache.place(frame, condition_of(metas[frame]))
-        shape = (config.tokens, config.token_dim)
-        latents[frame] = tensors[0] if tensors else normal(session.seed, frame, Purpose.noise, shape)
+        latents[frame] = tensors[0] if tensors else noise.at(frame, condition_of(metas[frame]))
 
     def run(frame: int, step: int) -> None:
         started = now()
@@ -138,7 +138,7 @@ def _sleep_session(spec: RunSpec, session: Session, recorder: _Recorder, progres
         (tensor,), _ = session.emit(frame)
         for name in chain:
             started = now()
-            spend(topology.stages[name].ms)
+            spend(topology.stages[name].ms, time.perf_counter())
             tensor = tensor + 1
             recorder.add(name, session.id, "sleep", frame, -1, started)
         session.show(frame, tensor)

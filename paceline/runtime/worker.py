@@ -23,6 +23,8 @@ from paceline.pipeline.topology import StageKind
 from paceline.runtime.clock import now
 from paceline.runtime.endpoint import Endpoint, Route
 from paceline.runtime.errors import PacelineError, StageError
+from paceline.runtime.lane import Finished, Job, Lane
+from paceline.runtime.lanes import Lanes
 from paceline.runtime.rendezvous import Rendezvous
 from paceline.runtime.report import merge, peak_rss_bytes, stage_ms
 from paceline.runtime.result import EVENTS_KEPT, Decision, Event, RankReport, RunResult
@@ -97,6 +99,7 @@ class Worker:
         self._told_s = 0.0
         self._units = 0
         self._jitter = topology.inject.jitter_ms / 1000
+        self._lanes = Lanes(topology, self.stages, self.device, self._delay, endpoint.wake)
 
     def _stage_of(self, kind: StageKind) -> str:
         return next(name for name, stage in self.topology.stages.items() if stage.kind is kind)
@@ -124,15 +127,17 @@ class Worker:
             stage.warm()
         self.endpoint.start()
         started = now()
-        while not self.dispatcher.done:
+        while not (self.dispatcher.done and self._lanes.idle):
             self.endpoint.pump()
             seen = self.endpoint.version
+            self._collect()
             picked = self.dispatcher.pick(self._ready)
             if picked:
                 self._run(picked)
             else:
                 self._wait(seen)
             self._heartbeat()
+        self._lanes.close()
         for session in self.sessions.values():
             session.close()
         report = self._report(now() - started)
@@ -149,13 +154,19 @@ class Worker:
 
     def _wait(self, seen: int) -> None:
         start_s = now()
+        computing = not self._lanes.idle
         self.endpoint.wait(seen, self._patience())
+        if computing:
+            return
         end_s = now()
         self.wait_s += end_s - start_s
         if end_s - start_s > _SHORT_S:
             self.events.append(Event(self.rank, "", -1, "wait", -1, -1, 0, start_s, end_s))
 
     def _ready(self, unit: Unit) -> bool:
+        lane = self._lanes.of(unit.stage)
+        if lane is not None and lane.full:
+            return False
         if not all(self.endpoint.has(key) for key in unit.takes):
             return False
         if unit.kind is UnitKind.emit:
@@ -164,39 +175,72 @@ class Worker:
                 return False
         if not unit.gives:
             return True
-        if len(unit.gives) == 1:
-            give = unit.gives[0]
-            return self.endpoint.can_send(
-                give.edge, self._target(give.edge, unit.session), unit.session, 1, give.nbytes
-            )
         edges: dict[int, tuple[int, int]] = {}
         for give in unit.gives:
             items, nbytes = edges.get(give.edge, (0, 0))
             edges[give.edge] = items + 1, nbytes + give.nbytes
-        return all(
-            self.endpoint.can_send(edge, self._target(edge, unit.session), unit.session, items, nbytes)
-            for edge, (items, nbytes) in edges.items()
-        )
+        return all(self._has_credit(edge, unit.session, *counts) for edge, counts in edges.items())
+
+    def _has_credit(self, edge: int, session: int, items: int, nbytes: int) -> bool:
+        target = self._target(edge, session)
+        promised_items, promised_bytes = self._lanes.promised(edge, session)
+        if not promised_items:
+            return self.endpoint.can_send(edge, target, session, items, nbytes)
+        spec = self.topology.edges[edge]
+        items, nbytes = items + promised_items, nbytes + promised_bytes
+        # Together they may pass the limits of the empty edge, which is no error: the unit waits for its turn.
+        fits = items <= spec.inflight and nbytes <= spec.bytes
+        return fits and self.endpoint.can_send(edge, target, session, items, nbytes)
 
     def _run(self, picked: Sequence[Stream]) -> None:
         units = [stream.unit for stream in picked if stream.unit is not None]
-        taken = [self.endpoint.take_all(unit.takes) for unit in units]
+        job = Job(picked, units, [self.endpoint.take_all(unit.takes) for unit in units])
         first = units[0]
+        lane = self._lanes.of(first.stage)
+        if lane is not None:
+            self._submit(lane, job)
+            return
         self._delay(first, 0)
         start_s = now()
         try:
-            given = self.stages[first.stage].run(units, taken)
+            given = self.stages[first.stage].run(units, job.taken)
         except Exception as error:
             raise StageError(first.stage, self.rank, first.session, first.frame, error) from error
         end_s = now()
         self._delay(first, 1)
-        for unit, items in zip(units, given, strict=True):
+        self._finish(Finished(job, start_s, end_s, given, None))
+        for stream in picked:
+            self.dispatcher.advance(stream)
+
+    def _submit(self, lane: Lane, job: Job) -> None:
+        ahead = self._lanes.submit(lane, job)
+        while not (ahead or lane.idle):
+            seen = self.endpoint.version
+            if not self._collect():
+                self.endpoint.wait(seen, _TELL_EVERY_S)
+                self._heartbeat()
+        for stream in job.streams:
+            self.dispatcher.advance(stream)
+
+    def _collect(self) -> bool:
+        """See to the jobs that lanes have finished; whether there was one."""
+        done = self._lanes.collect()
+        for finished in done:
+            self._finish(finished)
+        return bool(done)
+
+    def _finish(self, finished: Finished) -> None:
+        """Send what units gave. Raises `StageError` where they failed."""
+        units = finished.job.units
+        if finished.error is not None:
+            first = units[0]
+            raise StageError(first.stage, self.rank, first.session, first.frame, finished.error) from finished.error
+        for unit, items in zip(units, finished.given, strict=True):
             for item in items:
                 self.endpoint.send(self._target(item.key.edge, unit.session), item)
-        for stream, unit in zip(picked, units, strict=True):
-            self._note(unit, start_s, end_s)
-            self.dispatcher.advance(stream)
-        self.busy_s += end_s - start_s
+        for unit in units:
+            self._note(unit, finished.start_s, finished.end_s)
+        self.busy_s += finished.end_s - finished.start_s
         self._units += len(units)
 
     def _note(self, unit: Unit, start_s: float, end_s: float) -> None:

@@ -16,6 +16,7 @@ from paceline.pipeline.topology import Topology
 from paceline.stages.dit import DiT, FrameCondition
 from paceline.stages.frame_cache import FrameCache
 from paceline.stages.item import Item, Key, Meta
+from paceline.stages.noise import StartNoise
 from paceline.stages.passes import ConditionTable, Pass, run_layers
 
 __all__ = ["DenoiseStage", "condition_of", "pass_times"]
@@ -37,7 +38,7 @@ def pass_times(steps: int, step: int, first_step: int) -> tuple[float, float]:
 
 @dataclass(slots=True, eq=False)
 class _Session:
-    seed: int
+    noise: StartNoise
     context: Context
     cache: FrameCache
     latents: dict[int, Tensor] = field(default_factory=dict)
@@ -70,7 +71,8 @@ class DenoiseStage:
     def open(self, session: int, program: Program) -> None:
         """Make ready for a session."""
         cache = FrameCache(self.model, program.prompt if self._kv_hash else None)
-        self._sessions[session] = _Session(self._seed_of[session], program.context, cache)
+        noise = StartNoise(self.model.config, self._seed_of[session], self.device)
+        self._sessions[session] = _Session(noise, program.context, cache)
 
     def close(self, session: int) -> None:
         """Free the session's state."""
@@ -147,9 +149,7 @@ class DenoiseStage:
         first = state.context.first_step(frame)
         t, r = pass_times(steps, row.step, first)
         if frame >= state.context.prompt and row.step == first:
-            config = self.model.config
-            shape = (config.tokens, config.token_dim)
-            state.latents[frame] = normal(state.seed, frame, Purpose.noise, shape, self.device)
+            state.latents[frame] = state.noise.at(frame, condition_of(state.metas[frame]))
         self._keep(state, frame, row.step)
         reads = state.context.reads(frame, row.step)
         condition = condition_of(state.metas[frame])

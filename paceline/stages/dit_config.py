@@ -6,6 +6,7 @@ import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -34,6 +35,8 @@ class DiTConfig:
     max_distance: int = 12
     time_frequencies: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125)
     space_frequencies: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
+    noise: Literal["frame", "ground"] = "frame"
+    """What a frame starts from: noise of its own, or noise that lies on the ground and moves with the view."""
 
     @property
     def tokens(self) -> int:
@@ -81,6 +84,8 @@ class DiTConfig:
         """Raise `ValueError` where the numbers do not fit together."""
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.noise == "ground" and self.token_dim != 48:
+            raise ValueError(f"noise on the ground needs tokens of 4 x 4 pixels, 48 values, not {self.token_dim}")
         pairs = len(self.time_frequencies) + 2 * len(self.space_frequencies)
         if 2 * pairs != self.head_dim:
             raise ValueError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["decode", "patchify", "unpatchify"]
+__all__ = ["PATCH", "cut", "decode", "ground_noise", "patchify", "unpatchify"]
 
 PATCH = 4  # pixels along a side of a patch
 
@@ -21,10 +21,28 @@ def patchify(frames: Tensor, patch: int = PATCH) -> Tensor:
     height, width = frames.shape[-3], frames.shape[-2]
     if height % patch or width % patch:
         raise ValueError(f"frame of {height} x {width} pixels can't be cut into patches of {patch} x {patch}")
-    x = frames.to(torch.float32) / 127.5 - 1.0
-    lead = x.shape[:-3]
-    x = x.reshape(*lead, height // patch, patch, width // patch, patch, 3).transpose(-4, -3)
+    return cut(frames.to(torch.float32) / 127.5 - 1.0, patch)
+
+
+def cut(pixels: Tensor, patch: int = PATCH) -> Tensor:
+    """Tokens `[..., N, E]` of pixels `[..., H, W, 3]`, their values as they are."""
+    lead, (height, width) = pixels.shape[:-3], pixels.shape[-3:-1]
+    x = pixels.reshape(*lead, height // patch, patch, width // patch, patch, 3).transpose(-4, -3)
     return x.reshape(*lead, (height // patch) * (width // patch), patch * patch * 3)
+
+
+def ground_noise(field: Tensor, pose_y: int, pose_x: int, grid_y: int = 8, grid_x: int = 8) -> Tensor:
+    """The noise `[N, E]` that a view of `grid_y * grid_x` patches at a pose starts from, cut out of a `field
+    [H, W, 3]` that lies on the ground, a torus. Poses count half patches.
+
+    Frames that show the same ground start from the same noise there, so steps in flight that have not seen each other's
+    choice yet tend to make the same one (noise warping: Chang et al., "How I Warped Your Noise", ICLR 2024).
+    """
+    step = PATCH // 2
+    height, width = field.shape[:2]
+    rows = (step * pose_y + torch.arange(PATCH * grid_y, device=field.device)) % height
+    columns = (step * pose_x + torch.arange(PATCH * grid_x, device=field.device)) % width
+    return cut(field[rows][:, columns])
 
 
 def unpatchify(tokens: Tensor, grid_y: int = 8, patch: int = PATCH) -> Tensor:

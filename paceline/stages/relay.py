@@ -16,11 +16,13 @@ __all__ = ["DecodeStage", "SleepStage", "spend"]
 _SPUN_S = 0.0003
 
 
-def spend(ms: float) -> None:
-    """Let exactly `ms` milliseconds pass. The last part is spun, as a sleep alone ends up to 0.2 ms late."""
-    end_s = time.perf_counter() + ms / 1000
-    if ms / 1000 > _SPUN_S:
-        time.sleep(ms / 1000 - _SPUN_S)
+def spend(ms: float, since_s: float) -> None:
+    """Return `ms` milliseconds after `since_s` on `time.perf_counter`, and not later. The last part is spun, as a
+    sleep alone ends up to 0.2 ms late."""
+    end_s = since_s + ms / 1000
+    left_s = end_s - time.perf_counter()
+    if left_s > _SPUN_S:
+        time.sleep(left_s - _SPUN_S)
     while time.perf_counter() < end_s:
         pass
 
@@ -69,7 +71,8 @@ class SleepStage:
         """See `Stage.run`."""
         out = []
         for unit, (item,) in zip(units, taken, strict=True):
-            spend(self.ms)
+            start_s = time.perf_counter()
             tensor = item.tensors[0] + 1
             out.append([Item(Key(g.edge, unit.session, g.position, g.part), (tensor,), item.meta) for g in unit.gives])
+            spend(self.ms, start_s)
         return out

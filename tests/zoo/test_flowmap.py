@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.zoo.helpers import small_model
-from zoo.world.batches import PAINTED, Recipe, draw_batch
-from zoo.world.environment import PAINT
+from zoo.world.batches import Recipe, draw_batch
 from zoo.world.flowmap import Sequences, joint_forward, loss, map_targets
 
 RECIPE = Recipe(batch=4, frames=5, map_share=0.5)
@@ -67,18 +66,6 @@ def test_clean_frames_carry_no_loss() -> None:
     _, error = loss(model, s, autocast=False)
     assert (error[s.t == 0] == 0).all()
     assert (error[s.t > 0] > 0).all()
-
-
-def test_paint_counts_more_where_the_sequence_shows_it() -> None:
-    s = draw_batch(replace(RECIPE, batch=16, frames=8), 3, 0)
-    heavy = (s.weight > 1).any(dim=-1).sum(dim=-1)  # [B, F] tokens
-    assert set(s.weight.unique().tolist()) == {1.0, PAINTED}
-    assert 0 < (heavy > 0).float().mean() < 0.8
-    # It begins in the frame whose action paints, and one painted tile touches at most four tokens.
-    first = (heavy > 0).int().argmax(dim=1)
-    for row in (heavy > 0).any(dim=1).nonzero()[:, 0].tolist():
-        assert s.action[row, first[row]] == PAINT
-        assert 1 <= heavy[row, first[row]] <= 4
 
 
 def test_batches_are_a_function_of_seed_and_step() -> None:

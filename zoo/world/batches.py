@@ -7,6 +7,13 @@ inference, where distances are clamped.
 Levels: independent per frame (diffusion forcing) or staggered as the `cascade` context mode leaves them (Rolling
 Forcing): the newest frame is noise, each earlier one is a step further, older ones are clean.
 
+Conflict: in the staggered pattern some tiles that the sequence has shown before are mixed with another world's, and the
+velocity leads back to the true ones. So it is at inference: a frame begins to choose what a new tile shows before the
+frame ahead of it has decided, and must give way as that one clears up (error recycling, Li et al. 2510.09212).
+
+Noise: in most sequences it lies on the ground like a picture, so that frames which show the same ground begin from the
+same noise there, as the runtime has it (`ground_noise`); in the others every frame has its own.
+
 A batch is a function of (seed, step): its generator is made from both, so training resumes exactly.
 """
 
@@ -14,6 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,16 +29,17 @@ import torch
 from torch import Tensor
 
 from paceline.pipeline.times import step_times
-from paceline.stages.patches import patchify
-from zoo.world.environment import PAINT, TILES, VIEW, Bytes, Ints, Worlds, ground_in_view, pose_of, render
+from paceline.stages.patches import ground_noise, patchify
+from zoo.world.emphasis import emphasis, times_shown
+from zoo.world.environment import TILES, TORUS, VIEW, Bytes, Ints, Worlds, ground_in_view, pose_of, render
 from zoo.world.flowmap import Sequences
 
 __all__ = ["Recipe", "draw_batch", "draw_levels"]
 
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 EPISODE = 56  # frames simulated for a sequence
-PAINTED = 16.0  # weight of a tile that is painted in the sequence
 WORLD_SEEDS = 1 << 40  # training worlds have seeds from here on; held-out worlds lie below
 
 
@@ -41,17 +50,19 @@ class Recipe:
     batch: int = 16
     frames: int = 10
     memory: float = 0.5
-    cascade: float = 0.35
-    clean: float = 0.35
+    cascade: float = 0.5
+    clean: float = 0.3
     map_share: float = 0.0
     blur: float = 0.3
+    conflict: float = 0.3
+    grounded: float = 0.8
 
 
-def _levels(draw: np.random.Generator, recipe: Recipe) -> tuple[Floats, Floats]:
+def _levels(draw: np.random.Generator, recipe: Recipe, staggered: bool) -> tuple[Floats, Floats]:
     """Times t and the ends of the steps that they begin, each `[F]`."""
     f = recipe.frames
-    if draw.random() < recipe.cascade:
-        steps = int(draw.choice([1, 2, 4, 8]))
+    if staggered:
+        steps = int(draw.choice([1, 2, 4, 8], p=[0.1, 0.3, 0.4, 0.2]))
         times = np.array(step_times(steps))
         level = np.minimum(np.arange(f)[::-1], steps)
         t, end = times[level], times[np.minimum(level + 1, steps)]
@@ -65,16 +76,20 @@ def _levels(draw: np.random.Generator, recipe: Recipe) -> tuple[Floats, Floats]:
     return t, np.maximum(t - draw.choice([1.0, 0.5, 0.25, 0.125]), 0.0)
 
 
-def draw_levels(draw: np.random.Generator, recipe: Recipe, mapped: int) -> tuple[Floats, Floats]:
-    """Times t >= r of a batch, each `[B, F]`; r < t only in the first `mapped` sequences."""
-    pairs = [_levels(draw, recipe) for _ in range(recipe.batch)]
+def draw_levels(draw: np.random.Generator, recipe: Recipe, mapped: int) -> tuple[Floats, Floats, Bools]:
+    """Times t >= r of a batch, each `[B, F]`, and which sequences are staggered, `[B]`.
+
+    r < t only in the first `mapped` sequences.
+    """
+    staggered = draw.random(recipe.batch) < recipe.cascade
+    pairs = [_levels(draw, recipe, bool(each)) for each in staggered]
     t, end = np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
     # A step's own end, clean at once, or anything between.
     kind = draw.random((mapped, 1))
     free = t[:mapped] * draw.random((mapped, recipe.frames))
     r = t.copy()
     r[:mapped] = np.where(kind < 0.4, end[:mapped], np.where(kind < 0.7, 0.0, free))
-    return t, r
+    return t, r, staggered
 
 
 def _choose_frames(draw: np.random.Generator, recipe: Recipe, pose: Ints) -> tuple[list[int], list[int]]:
@@ -94,24 +109,31 @@ def _choose_frames(draw: np.random.Generator, recipe: Recipe, pose: Ints) -> tup
     return frames, [0, *np.cumsum(gaps).tolist()]
 
 
-def _paint_weight(ground: Bytes, agent: Ints, action: Ints, pose: Ints, at: tuple[Ints, Ints]) -> Tensor:
-    """How much the error of every value of the frames `at` counts, `[B * F, N, E]`.
+def _tokens(pixels: npt.NDArray[Any]) -> Tensor:
+    """Values of pixels `[B, F, 32, 32]` spread over the values of tokens, `[B, F, N, E]`, as floats."""
+    b, f = pixels.shape[:2]
+    patches = pixels.reshape(b, f, VIEW, 4, VIEW, 4, 1).swapaxes(3, 4).repeat(3, axis=-1)
+    return torch.from_numpy(patches.reshape(b, f, VIEW * VIEW, 48).astype(np.float32))
 
-    A tile counts `PAINTED` times as much from the frame in which it is painted on: paint is rare and changes four
-    pixels, so it would be learnt last. Only paint that the sequence shows counts, for then it is certain; elsewhere the
-    weight would change the odds of what an unseen tile shows.
-    """
-    rows, frames = at
-    tile = agent[at] // 2
-    here = ground[(*at, tile[..., 0], tile[..., 1])]
-    before = ground[rows, np.maximum(frames - 1, 0), tile[..., 0], tile[..., 1]]
-    painted = (action[at] == PAINT) & (here != before)
-    counts = np.ones((*frames.shape, TILES, TILES), np.float32)
-    for row, frame in zip(*np.nonzero(painted), strict=True):
-        counts[row, frame:, tile[row, frame, 0], tile[row, frame, 1]] = PAINTED
-    flat = ground_in_view(counts.reshape(-1, TILES, TILES), pose[at].reshape(-1, 2))
-    patches = flat.reshape(-1, VIEW, 4, VIEW, 4, 1).transpose(0, 1, 3, 2, 4, 5)
-    return torch.from_numpy(patches.repeat(3, axis=-1).reshape(len(flat), VIEW * VIEW, 48))
+
+def _conflict(draw: np.random.Generator, recipe: Recipe, staggered: Bools, pose: Ints) -> Tensor:
+    """How much of another world shows in each value of sequences with poses `[B, F, 2]`: `[B, F, N, E]` in [0, 1]."""
+    b, f = pose.shape[:2]
+    shape = (b, f, TILES, TILES)
+    mixed = draw.random(shape) * (draw.random(shape) < recipe.conflict) * staggered[:, None, None, None]
+    seen = ground_in_view(mixed.reshape(-1, TILES, TILES), pose.reshape(-1, 2)).reshape(b, f, 4 * VIEW, 4 * VIEW)
+    return _tokens(np.where(times_shown(pose) > 0, seen, 0.0))
+
+
+def _noise(draw: np.random.Generator, recipe: Recipe, pose: Ints) -> Tensor:
+    """Standard normal noise of frames at poses `[B, F, 2]`: `[B, F, N, E]`."""
+    b, f = pose.shape[:2]
+    free = torch.from_numpy(draw.standard_normal((b, f, VIEW * VIEW, 48), dtype=np.float32))
+    fields = torch.from_numpy(draw.standard_normal((b, 2 * TORUS, 2 * TORUS, 3), dtype=np.float32))
+    for row in np.flatnonzero(draw.random(b) < recipe.grounded).tolist():
+        for frame, (y, x) in enumerate(pose[row].tolist()):
+            free[row, frame] = ground_noise(fields[row], y, x)
+    return free
 
 
 def draw_batch(recipe: Recipe, seed: int, step: int) -> Sequences:
@@ -130,20 +152,27 @@ def draw_batch(recipe: Recipe, seed: int, step: int) -> Sequences:
     choice = [_choose_frames(draw, recipe, pose[i]) for i in range(b)]
     at = (np.arange(b)[:, None], np.array([c[0] for c in choice]))
     shown = [x[at].reshape(b * f, *x.shape[2:]) for x in (ground, balls, agent, heading)]
-    x0 = patchify(torch.from_numpy(render(*shown))).view(b, f, 64, 48)
-    weight = _paint_weight(ground, agent, action, pose, at).view(b, f, 64, 48)
+    other = [np.roll(ground, 1, axis=0)[at].reshape(b * f, TILES, TILES), *shown[1:]]
+    x0, strange = (patchify(torch.from_numpy(render(*parts))).view(b, f, 64, 48) for parts in (shown, other))
+    weight = _tokens(emphasis(ground, balls, agent, action, pose, at).reshape(b, f, 4 * VIEW, 4 * VIEW))
     mapped = round(recipe.map_share * b)
-    level, end = draw_levels(draw, recipe, mapped)
+    level, end, staggered = draw_levels(draw, recipe, mapped)
     t, r = torch.from_numpy(level).float(), torch.from_numpy(end).float()
     split = r + (t - r) * torch.from_numpy(draw.random(level.shape)).float()
-    eps = torch.from_numpy(draw.standard_normal(x0.shape, dtype=np.float32))
-    x = x0 + t[..., None, None] * (eps - x0)
+    eps = _noise(draw, recipe, pose[at])
+    time = t[..., None, None]
+    # A frame gives way while it is noisy: the conflict fades with the noise.
+    drift = _conflict(draw, recipe, staggered, pose[at]) * time * (strange - x0)
+    x = x0 + time * (eps - x0) + (1 - time) * drift
+    velocity = eps - x0 + (1 - time) / time.clamp(min=0.01) * drift
     # Frames that count as clean are not perfect at inference: some sequences see them slightly off.
     blur = np.where(draw.random((b, 1)) < recipe.blur, draw.uniform(0, 0.08, (b, 1)), 0.0)
-    x = x + (torch.from_numpy(blur).float() * (t == 0))[..., None, None] * eps
+    x = x + (torch.from_numpy(blur).float() * (t == 0))[..., None, None] * torch.from_numpy(
+        draw.standard_normal(x0.shape, dtype=np.float32)
+    )
     return Sequences(
         x=x,
-        velocity=eps - x0,
+        velocity=velocity,
         t=t,
         r=r,
         split=split,

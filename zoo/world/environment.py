@@ -25,6 +25,7 @@ __all__ = [
     "ATLAS",
     "GlyphWorld",
     "Worlds",
+    "ball_pixels",
     "glyphs_in_view",
     "ground_in_view",
     "occluded_pixels",
@@ -94,8 +95,8 @@ def pose_of(agent_K2: Ints, heading_K: Ints) -> Ints:
     return pose
 
 
-def _ball_pixels(balls: Ints, pose: Ints) -> tuple[Ints, Ints, Ints]:
-    """View index, row and column of every visible ball pixel."""
+def ball_pixels(balls: Ints, pose: Ints) -> tuple[Ints, Ints, Ints]:
+    """View index, row and column of every visible pixel of balls `[K, 6, 2]` in views at `pose [K, 2]`."""
     corner = 2 * (balls - pose[:, None, :])
     y = (corner[..., 0, None] + _DISC_Y) % (2 * TORUS)
     x = (corner[..., 1, None] + _DISC_X) % (2 * TORUS)
@@ -129,7 +130,7 @@ def render(ground: Bytes, balls: Ints, agent: Ints, heading: Ints) -> Bytes:
     k = np.arange(len(ground))
     y, x = ((2 * pose[:, axis, None] + _SPAN) % 4 for axis in (0, 1))
     frame: Bytes = ATLAS[ground_in_view(ground, pose), y[:, :, None], x[:, None, :]]
-    frame[_ball_pixels(balls, pose)] = _BALL
+    frame[ball_pixels(balls, pose)] = _BALL
     corner = _agent_corner(heading)
     rows = corner[:, 0, None, None] + np.array([[0], [1]])
     columns = corner[:, 1, None, None] + np.array([[0, 1]])
@@ -140,7 +141,7 @@ def render(ground: Bytes, balls: Ints, agent: Ints, heading: Ints) -> Bytes:
 def occluded_pixels(balls: Ints, agent: Ints, heading: Ints) -> Bools:
     """Which pixels of the views a ball or the agent covers, `[K, 32, 32]`."""
     hidden = np.zeros((len(agent), PIXELS, PIXELS), np.bool_)
-    hidden[_ball_pixels(balls, pose_of(agent, heading))] = True
+    hidden[ball_pixels(balls, pose_of(agent, heading))] = True
     corner = _agent_corner(heading)
     for dy in (0, 1):
         for dx in (0, 1):

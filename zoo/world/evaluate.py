@@ -194,14 +194,16 @@ def score(made: Bytes, truth: Record, prompt: int = 4) -> Scores:
 
 
 def quick_score(model: DiT, worlds: int = 12, frames: int = 16) -> dict[str, float]:
-    """A few numbers for a training log: true-context accuracy and short free rollouts at 1 and 4 steps."""
+    """A few numbers for a training log: from true context, and short free rollouts in `clean` and `cascade`."""
     truth = record(list(range(HELD_OUT, HELD_OUT + worlds)), frames)
     out: dict[str, float] = {}
     for steps in (1, 4):
         ahead = next_frame(model, truth, steps)
-        free = score(rollout(model, truth, "clean", steps), truth)
-        out |= {f"next{steps}": ahead.tile_accuracy, f"psnr{steps}": ahead.psnr, f"keep{steps}": free.persistence}
-        out |= {f"crisp{steps}": free.crispness, f"agent{steps}": free.agent}
+        out |= {f"next{steps}": ahead.tile_accuracy, f"psnr{steps}": ahead.psnr}
+    runs: list[tuple[ContextMode, int]] = [("clean", 2), ("cascade", 2), ("clean", 4), ("cascade", 4)]
+    for mode, steps in runs:
+        free = score(rollout(model, truth, mode, steps), truth)
+        out |= {f"{mode}{steps}": free.persistence, f"crisp_{mode}{steps}": free.crispness}
     return out
 
 

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from paceline.pipeline.times import step_times
 from paceline.stages.dit import Block, DiT, rotate
-from paceline.stages.patches import decode, patchify
-from zoo.world.environment import Bytes, Ints, Worlds
+from paceline.stages.patches import decode, ground_noise, patchify
+from zoo.world.environment import TORUS, Bytes, Ints, Worlds
 
 __all__ = ["MODES", "WINDOW", "ContextMode", "Record", "level_read", "record", "rollout"]
 
@@ -166,13 +166,18 @@ def rollout(
         raise ValueError(f"true earlier frames have no level for the context mode {mode!r}; use 'clean'")
     player = _Player(model, truth, mode, steps)
     draw = np.random.Generator(np.random.Philox(key=[seed, 0x6E6F697365]))
+    fields = torch.from_numpy(draw.standard_normal((truth.frames.shape[1], 2 * TORUS, 2 * TORUS, 3), dtype=np.float32))
     out = []
     for frame in range(len(truth.frames)):
         true = patchify(torch.from_numpy(truth.frames[frame])).to(player.device)
         x = true
         if frame >= prompt:
-            noise = torch.from_numpy(draw.standard_normal(true.shape, dtype=np.float32)).to(player.device)
-            x = player.frame(frame, noise)
+            if model.config.noise == "ground":
+                views = zip(fields, truth.pose[frame].tolist(), strict=True)
+                noise = torch.stack([ground_noise(field, *pose) for field, pose in views])
+            else:
+                noise = torch.from_numpy(draw.standard_normal(true.shape, dtype=np.float32))
+            x = player.frame(frame, noise.to(player.device))
         out.append(decode(x).cpu().numpy())
         player.finish(frame, true if forced else x)
     return np.stack(out)

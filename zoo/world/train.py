@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     if args.compile:
         flowmap.joint_forward = torch.compile(flowmap.joint_forward)
-    trainer = Trainer(plan, DiTConfig(width=args.width, layers=args.layers), args.device)
+    trainer = Trainer(plan, DiTConfig(width=args.width, layers=args.layers, noise="ground"), args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     checkpoint = args.out / "checkpoint.safetensors"
     if checkpoint.is_file():
