@@ -6,8 +6,9 @@
     bench.add("groups", Table("Groups", ("groups", "frames/s", "ratio"), [(2, fps, fps / serial)], notes=("...",)))
     bench.finish()
 
-A bench measures everything that it compares in one run on one machine. `--quick` shortens it, and then it writes to
-out/bench, so that a smoke test never replaces a measurement in bench/results.
+A section measures everything that it compares in one run on one machine, and says when and where that was. `--quick`
+shortens it, and then it writes to out/bench, so that a smoke test never replaces a measurement in bench/results.
+`--only SECTION --results bench/results` measures some sections again and leaves the others as they are.
 """
 
 from __future__ import annotations
@@ -196,9 +197,9 @@ class Bench:
     threads: str
     """Threads of compute, for people: `1 per rank`."""
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _tables: list[Table] = field(default_factory=list)
     _machine: dict[str, Any] = field(default_factory=dict)
     _start_s: float = field(default_factory=time.monotonic)
+    _section_s: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         # What else runs here disturbs what is measured; the reader should know.
@@ -218,8 +219,16 @@ class Bench:
     def add(self, key: str, table: Table, **raw: object) -> None:
         """Add a section and print its table; `raw` is kept in the JSON beside the rows, such as all repeats."""
         rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-        self.sections[key] = {"title": table.title, "notes": table.notes, "rows": rows, **raw}
-        self._tables.append(table)
+        measured = {
+            "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "took_s": round(time.monotonic() - self._section_s, 1),
+            "quick": self.options.quick,
+            "machine": self._machine,
+        }
+        self._section_s = time.monotonic()
+        self.sections[key] = {
+            "title": table.title, "measured": measured, "notes": table.notes, "rows": rows, **raw
+        }  # fmt: skip
         console = Console()
         if not console.is_terminal:
             console = Console(width=120)
@@ -227,33 +236,34 @@ class Bench:
 
     def finish(self) -> None:
         """Write NAME.json and NAME.md."""
-        seconds = time.monotonic() - self._start_s
-        made = {
-            "bench": self.name,
-            "question": self.question,
-            "quick": self.options.quick,
-            "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            "took_s": round(seconds, 1),
-            "machine": self._machine,
-            "sections": self.sections,
-        }
         self.options.results.mkdir(parents=True, exist_ok=True)
         path = self.options.results / f"{self.name}.json"
+        sections = self.sections
+        if self.options.only and path.exists():
+            sections = json.loads(path.read_text())["sections"] | sections
+        made = {"bench": self.name, "question": self.question, "sections": sections}
         path.write_text(json.dumps(made, indent=1) + "\n")
-        path.with_suffix(".md").write_text(self._markdown(str(made["date"]), seconds))
-        say(f"{path} and .md after {seconds:.0f} s")
+        parts = [f"# {self.question}", f"Measured by `bench/{self.name}.py`.", *map(_markdown, sections.values())]
+        path.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
+        say(f"{path} and .md after {time.monotonic() - self._start_s:.0f} s")
 
-    def _markdown(self, date: str, seconds: float) -> str:
-        machine = self._machine
-        quick = " --quick" if self.options.quick else ""
-        head = (
-            f"Measured by `bench/{self.name}.py{quick}` in {seconds:.0f} s on {date}: "
+
+def _markdown(section: Mapping[str, Any]) -> str:
+    """A section's table, and under which conditions it was measured."""
+    measured, rows = section["measured"], section["rows"]
+    machine = measured["machine"]
+    columns = tuple(rows[0]) if rows else ()
+    table = Table(section["title"], columns, [tuple(row.values()) for row in rows], tuple(section["notes"]))
+    return "\n\n".join(
+        [
+            table.markdown(),
+            f"*{measured['date']}, {measured['took_s']:.0f} s{', --quick' if measured['quick'] else ''}; "
             f"{machine['cpu']}, {machine['cores']} cores, {machine['ram_bytes'] / 2**30:.0f} GiB, "
             f"{machine['platform']}; threads: {machine['threads']}; Python {machine['python']}, "
-            f"torch {machine['torch']}, pyzmq {machine['pyzmq']}, paceline {machine['paceline']}. "
-            f"Other processes kept {machine['busy_before']:.0%} of the machine busy when it started."
-        )
-        return "\n\n".join([f"# {self.question}", head, *(table.markdown() for table in self._tables)]) + "\n"
+            f"torch {machine['torch']}, pyzmq {machine['pyzmq']}, paceline {machine['paceline']}; other processes kept "
+            f"{machine['busy_before']:.0%} of the machine busy at the start.*",
+        ]
+    )
 
 
 def _text(cell: Cell) -> str:

@@ -21,6 +21,8 @@ from worlds import write_world
 
 TOPOLOGIES = ROOT / "topologies"
 BOTH_CORES = {"groups.early.threads": 2, "groups.late.threads": 2}
+_PASSES = {"step0": 1, "step1": 2}
+"""Passes of a frame that a stage computes: the clean pass is on the second."""
 MODES = ("clean", "cascade", "staggered", "matched")
 STEPS = (1, 2, 4, 8)
 
@@ -52,7 +54,7 @@ def _forward_ms(runs: list[Summary]) -> str:
 
 def speed(bench: Bench, quick: bool) -> None:
     """Placements of the 2-step model in `cascade`, measured in turn so that the machine's moods hit all alike."""
-    frames, repeats = (60, 1) if quick else (300, 4)
+    frames, repeats = (60, 1) if quick else (300, 3)
     world_2, mirrored = TOPOLOGIES / "world-2.yaml", TOPOLOGIES / "world-2-mirrored.yaml"
     zmq = _zmq(mirrored)
     world_4 = TOPOLOGIES / "world-4-mirrored.yaml"
@@ -102,6 +104,50 @@ def speed(bench: Bench, quick: bool) -> None:
         "the last run. idle: share of each rank. pass: median of a stage's passes.",
     )
     bench.add("speed", Table("2 steps and the clean pass, cascade", columns, rows, notes), runs=runs)
+    bench.add("time", _where_time_goes(runs))
+
+
+def _where_time_goes(runs: dict[str, list[Summary]]) -> Table:
+    """For each rank: milliseconds of a frame (of all sessions together), by what they went for."""
+    rows = []
+    alone = runs["serial, 1 thread"]
+    for name in (
+        "serial, 1 thread",
+        "2 groups, zmq (world-2-zmq)",
+        "2 groups mirrored, zmq",
+        "2 groups, dist (world-2)",
+    ):
+        for place in range(len(runs[name][0]["ranks"])):
+            parts = [_parts(run, place, base) for run, base in zip(runs[name], alone, strict=True)]
+            middle = [statistics.median(column) for column in zip(*parts, strict=True)]
+            rows.append((name, place, *middle))
+    columns = (
+        "placement", "rank", "all", "its passes, alone", "slower beside the other", "decode and the like",
+        "messages, dispatch", "waiting",
+    )  # fmt: skip
+    notes = (
+        "Milliseconds per frame, frames of all sessions counted. Its passes, alone: as many as this rank computes, at "
+        "their cost in the serial run of one thread of the same turn. Slower beside the other: what the same passes "
+        "take more while the other rank computes on the other core (shared cache and memory, and its threads of ZMQ). "
+        "Messages, dispatch: neither computing nor waiting. Waiting: nothing was ready. Medians over turns.",
+        "No placement is faster than 1000 / (its passes, alone) of its slowest rank; what is lost from there to the "
+        "measured rate is in the other columns of that rank.",
+    )
+    return Table("Where the time of a frame goes, ms", columns, rows, notes)
+
+
+def _parts(run: Summary, place: int, alone: Summary) -> tuple[float, ...]:
+    frames = run["frames"] * len(run["sessions"])
+    rank = run["ranks"][place]
+    wall, busy, waited = (1000 * rank[key] / frames for key in ("wall_s", "busy_s", "wait_s"))
+    if run["serial"]:
+        passes = sum(ms * _PASSES.get(stage, 0) for stage, ms in rank["stage_ms"].items())
+        return wall, passes, 0.0, busy - passes, wall - busy - waited, waited
+    hosts = {stage: sum(stage in other["stages"] for other in run["ranks"]) for stage in rank["stages"]}
+    own = {stage: _PASSES[stage] / hosts[stage] for stage in rank["stages"] if stage in _PASSES}
+    quiet = sum(count * alone["stage_ms"][stage] for stage, count in own.items())
+    beside = sum(count * rank["stage_ms"][stage] for stage, count in own.items())
+    return wall, quiet, beside - quiet, busy - beside, wall - busy - waited, waited
 
 
 def _zmq(topology: Path) -> dict[str, object]:
@@ -181,7 +227,8 @@ def modes(bench: Bench, quick: bool) -> None:
         "Persistence: tiles in view that keep their identity from frame to frame. Revisit: tiles that return after so "
         "many frames out of view with the identity they left with. Crispness: mean pixel error of new tiles to the "
         "nearest glyph (lower is crisper). Entropy of new tiles in bits; the prior has 5. Serial: one thread; groups: "
-        "two processes of one thread by zmq (one where the mode has a single pass), one session.",
+        "two processes of one thread by zmq (one where the mode has a single pass), one session; one run each, "
+        "so speeds are rough.",
     )
     bench.add("modes", Table("Quality against speed", columns, rows, notes))
     _plot(rows, bench.options.results / "world-modes.png")
@@ -211,7 +258,9 @@ def _plot(rows: list[tuple[Any, ...]], path: Path) -> None:
                 axis.annotate(
                     str(row[1]), (row[12], row[column]), textcoords="offset points", xytext=(5, 5), fontsize=8
                 )
-        axis.set(xlabel="frames per second, one session, two groups", ylabel=title, xscale="log", ylim=(0, 1.03))
+        axis.set(xlabel="frames per second, one session, two groups", ylabel=title, xscale="log", ylim=(0.4, 1.02))
+        axis.set_xticks([25, 50, 100, 200], labels=["25", "50", "100", "200"])
+        axis.minorticks_off()
         axis.axvline(25, color="grey", lw=0.8, ls=":")
         axis.grid(alpha=0.3)
     axes[0].legend(title="context (label: steps)")

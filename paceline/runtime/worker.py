@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,41 +20,30 @@ from paceline.pipeline.placement import Placement
 from paceline.pipeline.program import ModelShape, Unit, UnitKind, program_for
 from paceline.pipeline.topology import StageKind
 from paceline.runtime.clock import now
+from paceline.runtime.device import own_device
 from paceline.runtime.endpoint import Endpoint, Route
 from paceline.runtime.errors import PacelineError, StageError
 from paceline.runtime.lane import Finished, Job, Lane
 from paceline.runtime.lanes import Lanes
 from paceline.runtime.rendezvous import Rendezvous
 from paceline.runtime.report import merge, peak_rss_bytes, stage_ms
-from paceline.runtime.result import EVENTS_KEPT, Decision, Event, RankReport, RunResult
+from paceline.runtime.result import Decision, RankReport, RunResult
 from paceline.runtime.session import Session
 from paceline.runtime.source_sink import SinkStage, SourceStage
 from paceline.runtime.spec import RunSpec
+from paceline.runtime.timeline import Timeline
 from paceline.stages.base import Stage
 from paceline.stages.denoise import DenoiseStage
 from paceline.stages.dit import DiT, load_dit
 from paceline.stages.dit_config import find_weights
 from paceline.stages.relay import DecodeStage, SleepStage
 
-__all__ = ["Worker", "own_device", "run_rank"]
+__all__ = ["Worker", "run_rank"]
 
 _REPORT, _STOP = "report", "stop"
 _TELL_EVERY_S = 0.2
-_SHORT_S = 50e-6
-"""Waits below this are no event of their own."""
 _SWITCH_INTERVAL_S = 0.0005
 """How long the worker thread may keep the interpreter from the threads that deliver; Python's own 5 ms is a pass."""
-
-
-def own_device(device: str) -> str:
-    """The device of this rank: plain `cuda` is the GPU that the launcher's LOCAL_RANK counts out."""
-    if device == "cuda":
-        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % max(1, torch.cuda.device_count())}"
-    if device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise PacelineError(f"a group asks for device {device}, and torch sees no GPU here; set its device to cpu")
-        torch.cuda.set_device(device)
-    return device
 
 
 class Worker:
@@ -94,10 +82,8 @@ class Worker:
             self.stages[program.stage].open(program.session, program)
         batches = {name: stage.max_batch for name, stage in topology.stages.items()}
         self.dispatcher = Dispatcher(programs, batches)
-        self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
-        self.busy_s = self.wait_s = 0.0
+        self.timeline = Timeline(rank)
         self._told_s = 0.0
-        self._units = 0
         self._jitter = topology.inject.jitter_ms / 1000
         self._lanes = Lanes(topology, self.stages, self.device, self._delay, endpoint.wake)
 
@@ -158,10 +144,7 @@ class Worker:
         self.endpoint.wait(seen, self._patience())
         if computing:
             return
-        end_s = now()
-        self.wait_s += end_s - start_s
-        if end_s - start_s > _SHORT_S:
-            self.events.append(Event(self.rank, "", -1, "wait", -1, -1, 0, start_s, end_s))
+        self.timeline.waited(start_s, now())
 
     def _ready(self, unit: Unit) -> bool:
         lane = self._lanes.of(unit.stage)
@@ -238,28 +221,7 @@ class Worker:
         for unit, items in zip(units, finished.given, strict=True):
             for item in items:
                 self.endpoint.send(self._target(item.key.edge, unit.session), item)
-        for unit in units:
-            self._note(unit, finished.start_s, finished.end_s)
-        self.busy_s += finished.end_s - finished.start_s
-        self._units += len(units)
-
-    def _note(self, unit: Unit, start_s: float, end_s: float) -> None:
-        for row in unit.rows:
-            event = Event(
-                self.rank,
-                unit.stage,
-                unit.session,
-                unit.kind.value,
-                row.frame,
-                row.step,
-                unit.layers[0],
-                start_s,
-                end_s,
-            )
-            self.events.append(event)
-        if not unit.rows and unit.kind is not UnitKind.receive:
-            event = Event(self.rank, unit.stage, unit.session, unit.kind.value, unit.frame, -1, 0, start_s, end_s)
-            self.events.append(event)
+        self.timeline.ran(units, finished.start_s, finished.end_s)
 
     def _target(self, edge: int, session: int) -> int:
         return self.placement.rank_of(self.topology.edges[edge].target, session)
@@ -291,7 +253,7 @@ class Worker:
     def _heartbeat(self) -> None:
         if now() - self._told_s > _TELL_EVERY_S:
             shown = sum(session.shown for session in self.sessions.values())
-            self._progress(shown if self.sessions else self._units)
+            self._progress(shown if self.sessions else self.timeline.units)
             self._told_s = now()
 
     # -- the end -------------------------------------------------------------------------------------------------------
@@ -323,17 +285,17 @@ class Worker:
             device=self.device,
             threads=torch.get_num_threads(),
             stages=sorted(self.stages),
-            busy_s=self.busy_s,
+            busy_s=self.timeline.busy_s,
             wall_s=wall_s,
-            stage_ms=stage_ms(self.events),
+            stage_ms=stage_ms(self.timeline.events),
             peak_rss_bytes=peak_rss_bytes(),
             sessions=[session.result() for session in sessions],
             times=[time for session in sessions for time in session.times],
             decisions=[decision for session in sessions for decision in session.decisions],
-            events=list(self.events),
+            events=list(self.timeline.events),
             edges=self.endpoint.uses(),
             kv_sha256=digests,
-            wait_s=self.wait_s,
+            wait_s=self.timeline.wait_s,
         )
 
 

@@ -37,7 +37,8 @@ class WorldFeed:
 
     def next(self, position: int) -> tuple[tuple[Tensor, ...], Meta]:
         """See `Feed.next`."""
-        frame = self._world.frame() if position == 0 else self._world.step(self._world.policy_action())
+        if position:
+            self._world.advance(self._world.policy_action())
         condition: FrameCondition = self._world.condition()
         meta: Meta = {
             "action": condition.action,
@@ -46,9 +47,9 @@ class WorldFeed:
             "pose_x": condition.pose_x,
         }
         if position < self._prompt:
-            return (patchify(torch.from_numpy(frame)),), meta
+            return (patchify(torch.from_numpy(self._world.frame())),), meta
         if self._on_truth is not None:
-            self._on_truth(frame)
+            self._on_truth(self._world.frame())
         return (), meta
 
 

@@ -248,11 +248,15 @@ class GlyphWorld:
         """The default policy's next action."""
         return int(self.worlds.policy_actions()[0])
 
-    def step(self, action: int) -> Bytes:
-        """Apply an action; returns the true frame after it, `[32, 32, 3]`. Raises `ValueError` for an unknown one."""
+    def advance(self, action: int) -> None:
+        """Apply an action. Raises `ValueError` for an unknown one."""
         if not 0 <= action < len(ACTIONS):
             raise ValueError(f"action {action} is unknown; actions are 0..{len(ACTIONS) - 1}: {', '.join(ACTIONS)}")
         self.worlds.step(np.array([action]))
+
+    def step(self, action: int) -> Bytes:
+        """Apply an action; returns the true frame after it, `[32, 32, 3]`. Raises `ValueError` for an unknown one."""
+        self.advance(action)
         return self.frame()
 
     def frame(self) -> Bytes:
