@@ -31,14 +31,29 @@ class Purpose(IntEnum):
     """the seed of a session"""
     jitter = 3
     """injected delays"""
+    gumbel = 4
+    """the noise of a token's draw, shared by target and drafter"""
+    draft = 5
+    """a drafted token"""
+    accept = 6
+    """whether a drafted token is accepted"""
+    residual = 7
+    """the replacement of a rejected token"""
+    plain = 8
+    """a token of a pass without drafts"""
+    bonus = 9
+    """the token behind a fully accepted window"""
 
 
-def philox_4x32(counter: Tensor, key: tuple[int, int]) -> Tensor:
-    """Ten rounds over counters `[n, 4]` (int64 holding 32-bit words); returns words of the same shape.
+def philox_4x32(counter: Tensor, key: tuple[int, int] | tuple[Tensor, Tensor]) -> Tensor:
+    """Ten rounds over counters `[..., 4]` (int64 holding 32-bit words); returns words of the same shape. The two words
+    of the key may be tensors that broadcast against `[...]`.
 
     Products wrap modulo 2**64, so the high word is right although int64 is signed.
     """
     c0, c1, c2, c3 = counter.unbind(-1)
+    k0: int | Tensor
+    k1: int | Tensor
     k0, k1 = key
     for _ in range(10):
         p0, p1 = c0 * _MULTIPLIER[0], c2 * _MULTIPLIER[1]

@@ -1,9 +1,13 @@
-"""`torchrun --nproc-per-node N -m paceline.launch TOPOLOGY`: one rank, or, unlaunched, `paceline run`."""
+"""`torchrun --nproc-per-node N -m paceline.launch TOPOLOGY`: one rank, or, unlaunched, `paceline run`. With `generate`
+before the topology it is `paceline generate`."""
 
 from __future__ import annotations
 
+import sys
+
 import typer
 
+from paceline.launch.commands.generate import generate
 from paceline.launch.commands.run import LAUNCHED, run
 
 __all__: list[str] = []
@@ -12,8 +16,12 @@ __all__: list[str] = []
 def main() -> None:
     """Run this process's rank; never returns."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    name = "python -m paceline.launch"
+    if sys.argv[1:2] == ["generate"]:
+        app.command()(generate)
+        app(sys.argv[2:], prog_name=f"{name} generate", obj=LAUNCHED)
     app.command()(run)
-    app(prog_name="python -m paceline.launch", obj=LAUNCHED)
+    app(prog_name=name, obj=LAUNCHED)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from paceline.launch.commands.generate import generate
 from paceline.launch.commands.plan import plan
 from paceline.launch.commands.run import run
 from paceline.launch.commands.validate import validate
@@ -35,6 +36,7 @@ def paceline(
 app.command()(validate)
 app.command()(plan)
 app.command()(run)
+app.command()(generate)
 
 
 def main() -> None:

@@ -21,13 +21,15 @@ _GRACE_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class WorkerCommand:
-    """What to start for a rank. `name` is what messages call it; `inherit` are file descriptors that it gets."""
+    """What to start for a rank. `name` is what messages call it; `inherit` are file descriptors that it gets; the run
+    can do without an `expendable` one."""
 
     rank: int
     name: str
     argv: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
     inherit: tuple[int, ...] = ()
+    expendable: bool = False
 
 
 class Worker:

@@ -40,6 +40,11 @@ class RunDirPaths:
         """What the coordinator leaves behind."""
         return self.path / "result.msgpack"
 
+    @property
+    def stream(self) -> Path:
+        """Committed text of language sessions, as it comes."""
+        return self.path / "stream.jsonl"
+
     def log(self, rank: int) -> Path:
         """Standard output and error of a worker."""
         return self.path / f"rank-{rank}.log"

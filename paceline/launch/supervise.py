@@ -53,6 +53,9 @@ class Supervisor:
         self._watch = watch
         self._debug = debug
         self._workers: list[Worker] = []
+        self._expendable = {command.rank for command in commands if command.expendable}
+        # Those of them that have reported: until then the others wait for them.
+        self._joined: set[int] = set()
 
     def run(self) -> None:
         """Start the workers and return when all have ended well.
@@ -76,7 +79,8 @@ class Supervisor:
             # Order matters: a worker that ends after the look at the ends is seen by the next look.
             self._interrupts.check()
             ends = self._ends()
-            if any(end.code for end in ends):
+            self._joined |= {rank for rank in self._expendable if board.read(rank).reports}
+            if self._blamed(ends):
                 raise self._failed(ends)
             now = time.monotonic()
             for rank in range(len(rows)):
@@ -85,9 +89,11 @@ class Supervisor:
                     rows[rank], heard[rank] = row, now
             if self._watch is not None:
                 self._watch(rows)
-            if len(ends) == len(self._workers):
+            if len(self._needed(ends)) == len(self._workers) - len(self._expendable):
+                # One that could be done without may hang; it is ended with all else.
                 return
-            silent = [w for w in self._workers if now - heard[w.rank] > self._patience_s(rows[w.rank])]
+            judged = [w for w in self._workers if w.rank not in self._expendable]
+            silent = [w for w in judged if now - heard[w.rank] > self._patience_s(rows[w.rank])]
             if silent:
                 raise self._hung(silent, heard, now)
             time.sleep(_POLL_S)
@@ -104,14 +110,21 @@ class Supervisor:
                 ends.append(End(worker.rank, worker.name, code, Failure.read(self._run_dir.path, worker.rank)))
         return ends
 
+    def _blamed(self, ends: Sequence[End]) -> list[End]:
+        """The failures that end the run."""
+        return [end for end in ends if end.code and end.rank not in self._joined]
+
+    def _needed(self, ends: Sequence[End]) -> list[End]:
+        return [end for end in ends if end.rank not in self._expendable]
+
     def _failed(self, ends: list[End]) -> RunFailedError:
         """The error for the end that explains the others, which may not have been seen first."""
         end_s = time.monotonic() + _SETTLE_S
-        cause = cause_of([end for end in ends if end.code])
+        cause = cause_of(self._blamed(ends))
         while not cause.conclusive and time.monotonic() < end_s and len(ends) < len(self._workers):
             time.sleep(0.01)
             ends = self._ends()
-            cause = cause_of([end for end in ends if end.code])
+            cause = cause_of(self._blamed(ends))
         return RunFailedError(str(cause), self._detail(cause))
 
     def _detail(self, end: End) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import json
 import os
 import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,6 +21,9 @@ from paceline.launch.progress import ProgressWriter
 from paceline.launch.run_dir import RunDirPaths
 from paceline.launch.spec_file import read_spec
 from paceline.runtime.result import RunResult
+
+if TYPE_CHECKING:
+    from paceline.runtime.language.result import LanguageResult
 
 __all__ = ["STACKS_SIGNAL", "STORE_VARIABLE", "die_with_parent", "main"]
 
@@ -59,25 +64,44 @@ def main() -> None:
 
 
 def _run(paths: RunDirPaths, rank: int) -> None:
-    spec = read_spec(paths.spec)
-    decisions = None if spec.replay is None else read_journal(spec.replay)
+    fields = json.loads(paths.spec.read_text())
     progress = ProgressWriter(paths.progress, rank)
-    # Imported here: torch takes a second, and the signals above must not wait for it.
-    result: RunResult | None
-    if spec.serial:
-        from paceline.runtime.serial import run_serial
-
-        result = run_serial(spec, paths.path, progress, decisions)
-    else:
-        from paceline.runtime.worker import run_rank
-
-        store = _serve_store()
-        result = run_rank(spec, rank, int(os.environ["WORLD_SIZE"]), paths.path, progress, decisions)
-        del store
+    result = _generate(paths, rank, fields, progress) if "prompts" in fields else _frames(paths, rank, progress)
     if result is not None:
         draft = paths.result.with_suffix(".tmp")
         draft.write_bytes(msgspec.msgpack.encode(result))
         os.replace(draft, paths.result)
+
+
+def _frames(paths: RunDirPaths, rank: int, progress: ProgressWriter) -> RunResult | None:
+    spec = read_spec(paths.spec)
+    decisions = None if spec.replay is None else read_journal(spec.replay)
+    # Imported here: torch takes a second, and the signals above must not wait for it.
+    if spec.serial:
+        from paceline.runtime.serial import run_serial
+
+        return run_serial(spec, paths.path, progress, decisions)
+    from paceline.runtime.worker import run_rank
+
+    store = _serve_store()
+    result = run_rank(spec, rank, int(os.environ["WORLD_SIZE"]), paths.path, progress, decisions)
+    del store
+    return result
+
+
+def _generate(paths: RunDirPaths, rank: int, fields: dict[str, Any], progress: ProgressWriter) -> LanguageResult | None:
+    from paceline.launch.language.spec_file import generate_spec_of
+    from paceline.runtime.language.models import Models
+    from paceline.runtime.language.run import generate_rank
+    from paceline.runtime.language.serial import generate_serial
+
+    spec = generate_spec_of(fields)
+    if spec.serial:
+        return generate_serial(spec, Models.of(spec), paths.stream)
+    store = _serve_store()
+    result = generate_rank(spec, rank, int(os.environ["WORLD_SIZE"]), paths.path, progress, paths.stream)
+    del store
+    return result
 
 
 def _serve_store() -> object:

@@ -25,10 +25,15 @@ _WORDS = {
     "stages.*.group": "the name of a group",
     "stages.*.steps": "a list such as [0] or [1, clean]",
     "stages.*.steps.*": "a step number from 0, or clean",
+    "speculation.window": "a whole number of at least 0 and of at most 64, or auto",
+    "speculation.depth": "a whole number of at least 1 and of at most 64, or auto",
+    "speculation.hedge": "a whole number of at least 0 and of at most 64, or auto",
     "edges.*.from": "the name of a stage",
     "edges.*.to": "the name of a stage",
     "network.bind": "an address such as 127.0.0.1",
 }
+_UNIONS = {2: {"speculation.window", "speculation.depth", "speculation.hedge"}, 4: {"stages.*.steps.*"}}
+"""Keys that take values of more than one kind, by how deep they lie."""
 _NAMED = ("groups", "stages")
 MISSING = "is missing"
 UNKNOWN_KEY = "is no known key"
@@ -163,8 +168,9 @@ def _translate(details: ErrorDetails, data: object) -> Problem:
         named = path[:-1]
         right = "use letters, digits, '_' and '-' only, so that --set can name it"
         return Problem(named, f"{named[-1]!r} is no name", right)
-    if len(path) > 4 and pattern(path[:4]) == "stages.*.steps.*":
-        path = path[:4]  # pydantic names the branch of the union
+    for depth in _UNIONS:
+        if len(path) > depth and pattern(path[:depth]) in _UNIONS[depth]:
+            path = path[:depth]  # pydantic names the branch of the union
     if details["type"] == "extra_forbidden":
         parent = slot_at(path[:-1])
         known = parent.keys if parent else []

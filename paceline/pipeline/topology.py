@@ -11,9 +11,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
+from paceline.pipeline.frozen import Frozen
 from paceline.pipeline.sizes import parse_size
+from paceline.pipeline.speculation.settings import LanguageSpec, SpeculationSpec
 
 __all__ = [
     "CLEAN",
@@ -74,6 +76,8 @@ class StageKind(StrEnum):
     decode = "decode"
     sleep = "sleep"
     sink = "sink"
+    draft = "draft"
+    verify = "verify"
 
 
 class LatePolicy(StrEnum):
@@ -84,11 +88,7 @@ class LatePolicy(StrEnum):
     fewer_steps = "fewer_steps"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class GroupSpec(_Model):
+class GroupSpec(Frozen):
     """A named set of ranks with one kind of device."""
 
     ranks: int = Field(1, ge=1, le=4096)
@@ -97,7 +97,7 @@ class GroupSpec(_Model):
     """Intra-op threads of each rank (CPU)."""
 
 
-class StageSpec(_Model):
+class StageSpec(Frozen):
     """One unit of compute, placed on a group."""
 
     kind: StageKind
@@ -112,7 +112,7 @@ class StageSpec(_Model):
     """Items of different sessions it may compute in one forward; 1 keeps results bit-identical."""
 
 
-class EdgeSpec(_Model):
+class EdgeSpec(Frozen):
     """A bounded, ordered way from one stage to another. Limits hold for each session on the edge."""
 
     source: str = Field(alias="from")
@@ -127,15 +127,15 @@ class EdgeSpec(_Model):
     """kv: layers that travel as one item where KV is streamed behind the compute; more means fewer messages."""
 
 
-class ModelSpec(_Model):
-    """The world model and how many denoising steps it takes."""
+class ModelSpec(LanguageSpec):
+    """The world model and how many denoising steps it takes; or the language models, target and drafter."""
 
     weights: str = "zoo:world"
     """`zoo:world` or the path of a .safetensors file."""
     steps: int = Field(2, ge=1, le=64)
 
 
-class ContextSpec(_Model):
+class ContextSpec(Frozen):
     """Rolling KV: `sinks` first frames and the last `window` frames, read in one of four modes."""
 
     mode: ContextMode = ContextMode.clean
@@ -145,21 +145,21 @@ class ContextSpec(_Model):
     """True frames that a session starts from."""
 
 
-class InjectSpec(_Model):
+class InjectSpec(Frozen):
     """Faults put in on purpose: a random delay of up to `jitter_ms` before every unit and every send."""
 
     jitter_ms: float = Field(0.0, ge=0)
     seed: int = 0
 
 
-class CurveSpec(_Model):
+class CurveSpec(Frozen):
     """CURVE keys for tcp beyond loopback: this host's secret certificate and the folder of allowed public ones."""
 
     secret: Path
     allow: Path
 
 
-class NetworkSpec(_Model):
+class NetworkSpec(Frozen):
     """Where zmq sockets bind. Hosts beyond loopback need `curve`."""
 
     bind: str = "127.0.0.1"
@@ -176,17 +176,18 @@ class NetworkSpec(_Model):
             return False
 
 
-class Topology(_Model):
+class Topology(Frozen):
     """The whole file."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
-    workload: Literal["world", "sleep"] = "world"
+    workload: Literal["world", "sleep", "language"] = "world"
     seed: int = Field(0, ge=0, lt=2**63)
     deterministic: bool = True
     """Forbid what may change bits: joint forwards and batches of several sessions."""
     schedule: Schedule = Schedule.wavefront
     model: ModelSpec = ModelSpec()
     context: ContextSpec = ContextSpec()
+    speculation: SpeculationSpec = SpeculationSpec()
     groups: dict[Name, GroupSpec] = Field(min_length=1)
     stages: dict[Name, StageSpec] = Field(min_length=1)
     edges: tuple[EdgeSpec, ...] = ()

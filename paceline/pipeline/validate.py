@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from paceline.pipeline.placement import Placement
 from paceline.pipeline.problem import Problem, nearest
+from paceline.pipeline.speculation.validate import check_speculation
 from paceline.pipeline.topology import LatePolicy, Schedule, StageKind, Topology, Transport
 from paceline.pipeline.validate_flow import check_cycle, check_item_path, check_kv_edges, check_steps
 
@@ -72,7 +73,8 @@ def _edge_ends(topology: Topology) -> Iterator[Problem]:
                 yield Problem(("edges", index, key), f"'{name}' is no stage", nearest(name, topology.stages))
         if UNKNOWN in (edge.source, edge.target):
             continue
-        if edge.source == edge.target:
+        ring = edge.source in topology.stages and topology.stages[edge.source].kind == StageKind.verify
+        if edge.source == edge.target and not ring:
             right = "remove it; what a stage keeps for itself needs no edge"
             yield Problem(("edges", index), f"goes from {edge.source} to itself", right)
         earlier = first.setdefault((edge.source, edge.target, edge.carries), index)
@@ -83,12 +85,11 @@ def _edge_ends(topology: Topology) -> Iterator[Problem]:
 
 def _kinds(topology: Topology) -> Iterator[Problem]:
     """The stages that a workload has, and their number."""
-    world = topology.workload == "world"
-    allowed = [
-        StageKind.source,
-        *([StageKind.denoise, StageKind.decode] if world else [StageKind.sleep]),
-        StageKind.sink,
-    ]
+    allowed = {
+        "world": [StageKind.source, StageKind.denoise, StageKind.decode, StageKind.sink],
+        "sleep": [StageKind.source, StageKind.sleep, StageKind.sink],
+        "language": [StageKind.draft, StageKind.verify],
+    }[topology.workload]
     several = {StageKind.denoise, StageKind.sleep}
     seen: dict[StageKind, str] = {}
     for name, stage in topology.stages.items():
@@ -108,6 +109,8 @@ def _kinds(topology: Topology) -> Iterator[Problem]:
 
 def _session_home(topology: Topology) -> Iterator[Problem]:
     """Source and sink on one group: the session lives there."""
+    if topology.workload == "language":
+        return
     homes = {stage.kind: (name, stage.group) for name, stage in topology.stages.items()}
     source, sink = homes[StageKind.source], homes[StageKind.sink]
     if source[1] != sink[1]:
@@ -120,6 +123,9 @@ def _local_edges(topology: Topology) -> Iterator[Problem]:
     """`via: local` between ranks that are not the same."""
     placement = Placement(topology)
     for index, edge in enumerate(topology.edges):
+        if edge.source == edge.target and edge.via == Transport.local:
+            yield Problem(("edges", index, "via"), "local can't carry what goes between ranks", "use dist or zmq")
+            continue
         for session in range(2 if edge.via == Transport.local else 0):
             source, target = (placement.group_of(stage, session) for stage in (edge.source, edge.target))
             if source != target:
@@ -133,6 +139,11 @@ def _local_edges(topology: Topology) -> Iterator[Problem]:
 
 def _schedule(topology: Topology) -> Iterator[Problem]:
     """What the mirrored and the batched schedule ask of the placement."""
+    if topology.workload == "language":
+        if topology.schedule != Schedule.wavefront:
+            right = "remove it; speculation has no schedule but what is ready"
+            yield Problem(("schedule",), f"{topology.schedule} has no meaning in workload language", right)
+        return
     kind = StageKind.denoise if topology.workload == "world" else StageKind.sleep
     stages = {name: stage.group for name, stage in topology.stages.items() if stage.kind == kind}
     if topology.schedule == Schedule.mirrored:
@@ -235,4 +246,5 @@ _CHECKS: list[tuple[Check, str, str]] = [
     (_determinism, "deterministic stages.*.max_batch groups.*.threads groups.*.device stages.*.kind", ""),
     (_deadline, "on_late deadline_ms model.steps workload", ""),
     (_network, "network.bind network.curve", ""),
+    (check_speculation, f"{_PLACES} {_ENDS} edges.*.via on_late deadline_ms kinds placed-groups edge-ends", ""),
 ]

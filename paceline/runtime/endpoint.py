@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -27,12 +27,22 @@ __all__ = ["Endpoint", "Route"]
 class Endpoint:
     """Sends items to other ranks and receives theirs; credits, epochs and failures included.
 
-    `routes` are all routes of the run, or at least those that begin or end at this rank. The worker thread calls
+    `routes` are all routes of the run, or at least those that begin or end at this rank; the run can do without the
+    ranks in `expendable`. The worker thread calls
     everything here; other threads only deliver. Use it as a context manager: leaving it with an exception tells the
     peers, who then raise `PeerLost` with its text.
     """
 
-    def __init__(self, rendezvous: Rendezvous, topology: Topology, routes: Sequence[Route]) -> None:
+    def __init__(
+        self,
+        rendezvous: Rendezvous,
+        topology: Topology,
+        routes: Sequence[Route],
+        expendable: Collection[int] = (),
+    ) -> None:
+        self.lost: set[int] = set()
+        """Expendable peers that are gone. Nothing is sent to them, and the run goes on."""
+        self._expendable = frozenset(expendable)
         self.rank = rendezvous.rank
         self.world_size = rendezvous.world_size
         self.hung: list[str] = []
@@ -127,13 +137,22 @@ class Endpoint:
         """
         if self._failure is not None:
             self.check()
-        self._outlet(item.key.edge, target_rank).send(item)
+        try:
+            self._outlet(item.key.edge, target_rank).send(item)
+        except PeerLost as error:
+            if target_rank not in self._expendable:
+                raise
+            self._on_failure(target_rank, error)
 
     def _outlet(self, edge: int, target: int) -> Outlet:
         try:
             return self._outlets[edge, target]
         except KeyError:
             raise MisroutedError(f"there is no route by edge {edge} from rank {self.rank} to rank {target}") from None
+
+    def edge_bytes(self, edge: int) -> int:
+        """Most bytes that a session may have in flight on an edge."""
+        return self._topology.edges[edge].bytes
 
     def has(self, key: Key) -> bool:
         """Whether an item has arrived and waits to be taken."""
@@ -309,6 +328,12 @@ class Endpoint:
                 self._inbox.changed()
 
     def _on_failure(self, peer: int, error: BaseException) -> None:
+        if peer in self._expendable and self._links is not None:
+            self.lost.add(peer)
+            self._links.mesh.departed.add(peer)
+            self._inbox.changed()
+            self._wake()
+            return
         if not isinstance(error, PeerLost):
             cause, error = error, ChannelError(f"what came from rank {peer} is refused: {error}")
             error.__cause__ = cause

@@ -33,6 +33,25 @@ OPTIONS = {
         "--hang-timeout",
         "--debug",
     ],
+    "generate": [
+        "--prompt",
+        "--prompts",
+        "--max-tokens",
+        "--seed",
+        "--temperature",
+        "--top-p",
+        "--top-k",
+        "--repetition-penalty",
+        "--stop",
+        "--ignore-eos",
+        "--plain",
+        "--serial",
+        "--set",
+        "--json",
+        "--quiet",
+        "--hang-timeout",
+        "--debug",
+    ],
 }
 SLEEP = str(ROOT / "topologies" / "sleep-4.yaml")
 BROKEN = """
@@ -57,7 +76,7 @@ def test_the_command_line_is_frozen() -> None:
     code, shown, _ = invoke("--help")
     assert code == 0
     commands = re.findall(r"^  ([a-z]+)  ", shown.partition("Commands:")[2], re.MULTILINE)
-    assert commands == ["validate", "plan", "run"]
+    assert commands == ["validate", "plan", "run", "generate"]
     assert _options(shown) == OPTIONS["paceline"]
     for command in commands:
         _, shown, _ = invoke(command, "--help")

@@ -71,7 +71,7 @@ BROKEN = {
         "zzz: 1\nschedule:",
         [
             "FILE:2: zzz: is no known key; known are name, workload, seed, deterministic, schedule, model, context, "
-            "groups, stages, edges, deadline_ms, on_late, network, inject"
+            "speculation, groups, stages, edges, deadline_ms, on_late, network, inject"
         ],
     ),
     "misspelt section": ("stages:", "stagess:", ["FILE:8: stagess: is no known key; did you mean 'stages'?"]),
@@ -115,7 +115,7 @@ BROKEN = {
     "missing choice": (
         "kind: decode, ",
         "",
-        ["FILE:12: stages.decode.kind: is missing; write source, denoise, decode, sleep or sink"],
+        ["FILE:12: stages.decode.kind: is missing; write source, denoise, decode, sleep, sink, draft or verify"],
     ),
     "missing end": ("from: decode, ", "", ["FILE:18: edges.3.from: is missing; write the name of a stage"]),
     "device": (

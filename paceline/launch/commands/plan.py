@@ -34,11 +34,15 @@ def plan(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Draw a topology, place its ranks, predict period, bubble and latency, and prove that it can't deadlock.
+    """Draw a topology, place its ranks, predict period, bubble and latency, and prove that it can't deadlock. For a
+    language topology: its ranks, and the speed that speculation promises.
 
     Exit code 2 where the topology is wrong or can deadlock.
     """
     loaded = load_topology(topology, overrides or ())
+    if loaded.workload == "language":
+        _language(loaded, as_json)
+        return
     model = read_model_file(loaded)
     costs = _costs(loaded, measured)
     made = make_plan(loaded, model.shape, costs, sessions=sessions, frames=frames, weights_bytes=model.bytes)
@@ -50,6 +54,19 @@ def plan(
         show_plan(made, Console())
     if made.deadlock is not None:
         raise typer.Exit(2)
+
+
+def _language(topology: Topology, as_json: bool) -> None:
+    # Imported here: it knows the runtime's roles, and with them comes torch, which other plans do without.
+    from paceline.launch.language.plan import language_plan, show_language_plan
+
+    made = language_plan(topology)
+    if as_json:
+        print(json.dumps(made))
+    else:
+        from rich.console import Console
+
+        show_language_plan(made, Console())
 
 
 def _costs(topology: Topology, measured: Path | None) -> Costs:

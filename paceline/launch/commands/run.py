@@ -108,6 +108,8 @@ def _check(
 ) -> Topology:
     """The topology, once everything is known to be right that can be known before a process is started."""
     topology = load_topology(file, overrides, None if launched is None else launched.world_size)
+    if topology.workload == "language":
+        raise ArgumentError(f"{file} makes text; start it with `paceline generate`")
     deadlock = check_liveness(topology, read_model_file(topology).shape)
     if deadlock is not None:
         raise ArgumentError(f"{file}: {deadlock}")

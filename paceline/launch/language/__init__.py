@@ -1,0 +1,1 @@
+"""How a generation starts, and what is said of it."""

@@ -1,0 +1,49 @@
+"""A generate spec as JSON, as it is handed to worker processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from paceline.pipeline.speculation.window import Coupling
+from paceline.pipeline.topology import Topology
+from paceline.runtime.language.spec import GenerateSpec
+from paceline.stages.sampling import SamplingParams
+
+__all__ = ["generate_spec_of", "write_generate_spec"]
+
+
+def write_generate_spec(path: Path, spec: GenerateSpec) -> None:
+    """Write a spec that `generate_spec_of` understands."""
+    fields = {
+        "topology": spec.topology.model_dump(mode="json", by_alias=True),
+        "prompts": spec.prompts,
+        "max_tokens": spec.max_tokens,
+        "seed": spec.seed,
+        "sampling": asdict(spec.sampling),
+        "stop": spec.stop,
+        "ignore_eos": spec.ignore_eos,
+        "plain": spec.plain,
+        "serial": spec.serial,
+    }
+    path.write_text(json.dumps(fields))
+
+
+def generate_spec_of(fields: Mapping[str, Any]) -> GenerateSpec:
+    """The spec that was written."""
+    sampling = dict(fields["sampling"])
+    sampling["coupling"] = Coupling(sampling["coupling"])
+    return GenerateSpec(
+        topology=Topology.model_validate_json(json.dumps(fields["topology"]), strict=True),
+        prompts=tuple(fields["prompts"]),
+        max_tokens=fields["max_tokens"],
+        seed=fields["seed"],
+        sampling=SamplingParams(**sampling),
+        stop=tuple(fields["stop"]),
+        ignore_eos=fields["ignore_eos"],
+        plain=fields["plain"],
+        serial=fields["serial"],
+    )

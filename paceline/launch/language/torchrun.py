@@ -1,0 +1,44 @@
+"""One rank of a generation whose processes torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from paceline.launch.errors import RunFailedError
+from paceline.launch.failure import Failure
+from paceline.launch.language.summary import summarize_language
+from paceline.launch.run_dir import RunDir
+from paceline.launch.summary import Summary
+from paceline.launch.threads import thread_environment
+from paceline.launch.torchrun import Launched, record_failure
+from paceline.pipeline.placement import Placement
+from paceline.runtime.language.spec import GenerateSpec
+
+__all__ = ["generate_launched"]
+
+
+def generate_launched(
+    spec: GenerateSpec, launched: Launched, watch: Callable[[Path], Callable[[int], None] | None]
+) -> Summary | None:
+    """Run this process's rank; the summary on the first verifier's, None elsewhere. Raises `RunFailedError`."""
+    group = spec.topology.groups[Placement(spec.topology).group_of_rank(launched.rank)]
+    # torchrun sets one thread; this has to come before torch computes.
+    os.environ.update(thread_environment(group.threads))
+    from paceline.runtime.language.run import generate_rank
+
+    with RunDir() as run_dir:
+        look = watch(run_dir.stream)
+
+        def progress(done: int) -> None:
+            if look is not None:
+                look(done)
+
+        try:
+            result = generate_rank(spec, launched.rank, launched.world_size, run_dir.path, progress, run_dir.stream)
+        except Exception as error:
+            failure = Failure.of(launched.rank, error)
+            record_failure(failure)
+            raise RunFailedError(f"rank {launched.rank}: {failure}", failure.traceback) from error
+        return None if result is None else summarize_language(spec, result)

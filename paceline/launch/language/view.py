@@ -1,0 +1,79 @@
+"""How a generation looks while it runs, and what is said at its end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["StreamView", "print_texts", "show_summary"]
+
+_STYLES = {"draft": "green", "refill": "yellow", "plain": "default"}
+_LEGEND = Text.assemble(("drafted", "green"), " ", ("refilled", "yellow"), " ", "plain")
+
+
+class StreamView:
+    """Prints the text of a single session as it is committed; called now and then with nothing new, too."""
+
+    def __init__(self, path: Path, console: Console, prompt: str) -> None:
+        self._path, self._console = path, console
+        self._at = 0
+        self._console.print(Text(prompt, style="dim"), end="", soft_wrap=True)
+
+    def __call__(self, done: int = 0) -> None:
+        """Print what has come since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._at)
+                data = file.read()
+        except FileNotFoundError:
+            return
+        whole = data[: data.rfind(b"\n") + 1]
+        self._at += len(whole)
+        for line in whole.splitlines():
+            _, text, origin = json.loads(line)
+            self._console.print(Text(text, style=_STYLES[origin]), end="", soft_wrap=True)
+
+    def close(self) -> None:
+        """The last of it."""
+        self()
+        self._console.print()
+
+
+def print_texts(prompts: Sequence[str], summary: Mapping[str, Any]) -> None:
+    """Prompts with their continuations, one after another."""
+    for prompt, session in zip(prompts, summary["sessions"], strict=True):
+        if len(prompts) > 1:
+            print(f"--- session {session['id']} ({session['finish_reason']})")
+        print(prompt + session["text"])
+    sys.stdout.flush()
+
+
+def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
+    """The figures, as a table."""
+    table = Table(title=f"{summary['topology']}, {summary['coupling']}", title_justify="left", show_header=False)
+    tokens, hedge, stale = summary["tokens"], summary["hedge"], summary["stale_tokens"]
+    count = sum(tokens.values())
+    speed = summary["tokens_per_second"]
+    table.add_row("tokens", f"{count} of {len(summary['sessions'])} session(s), {speed:.1f} a second" if speed else "0")
+    if summary["windows"]:
+        by = " ".join(f"{share:.2f}" for share in summary["acceptance_by_position"])
+        table.add_row("accepted", f"{summary['accepted_share']:.3f} of {summary['windows']} windows; by position {by}")
+        table.add_row("came from", f"drafts {tokens['drafted']}, refills {tokens['refilled']}, plain {tokens['plain']}")
+        table.add_row("hedges", f"{hedge['hits']} rejections found their refill, {hedge['misses']} did not")
+        table.add_row("stale", f"{stale['drafted']} drafted tokens, {stale['verified']} of them verified")
+        s = summary["controller"]["settings"]
+        table.add_row("settings", f"window {s['window']}, depth {s['depth']}, hedge {s['hedge']}")
+    for rank in summary["ranks"]:
+        share = rank["busy_s"] / rank["wall_s"] if rank["wall_s"] else 0.0
+        what = f"{rank['passes']} passes of {rank['pass_ms']:.1f} ms, busy {share:.0%}"
+        table.add_row(f"rank {rank['rank']} ({rank['role']})", what)
+    console.print(table)
+    if summary["windows"] and console.is_terminal:
+        console.print(_LEGEND)

@@ -1,0 +1,13 @@
+"""The base of all parts of a topology."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = ["Frozen"]
+
+
+class Frozen(BaseModel):
+    """Can't be changed, and takes no key that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)

@@ -1,0 +1,1 @@
+"""Runs language workloads: drafter and verifiers as workers of their own."""

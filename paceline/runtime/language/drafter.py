@@ -1,0 +1,168 @@
+"""The drafter's worker: drafts for all sessions whatever is most useful, and never waits for a verdict."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from paceline.pipeline.speculation.drafter import Branch, DrafterCore, Rollback
+from paceline.pipeline.speculation.settings import DrafterKind
+from paceline.pipeline.speculation.window import Verdict
+from paceline.runtime.clock import now
+from paceline.runtime.endpoint import Endpoint
+from paceline.runtime.language.messages import Ask, Drafted, Message, Opened, Pace, Settings
+from paceline.runtime.language.settings import first_settings
+from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.language.worker import LanguageWorker, Progress
+from paceline.stages.lm.draft_stage import DraftStage
+from paceline.stages.lm.ngram import NgramStage
+
+__all__ = ["DraftWorker"]
+
+_ROWS = 16
+"""Branches of one forward: beyond this a row costs as much as it would alone."""
+_OTHERS = 3
+"""Alternatives of a drafted token that hedges are chosen from."""
+_TOLD = 64
+"""Measurements kept until the first verifier asks for them; older ones are forgotten."""
+
+
+class DraftWorker(LanguageWorker):
+    """Runs the drafter's cores and its stage."""
+
+    role = "drafter"
+
+    def __init__(
+        self,
+        spec: GenerateSpec,
+        rank: int,
+        endpoint: Endpoint,
+        progress: Progress,
+        stage: DraftStage | NgramStage,
+        eos: frozenset[int],
+    ) -> None:
+        super().__init__(spec, rank, endpoint, progress)
+        self._stage, self._eos = stage, eos
+        self._cores: dict[int, DrafterCore] = {}
+        self._settings = first_settings(spec.topology.speculation)
+        self._coupling = spec.sampling.effective_coupling
+        self._hedging = spec.topology.speculation.drafter is DrafterKind.model
+        self._turn = 0
+        self._warm: set[int] = set()
+        self._costs: deque[tuple[int, int]] = deque(maxlen=_TOLD)
+        self._refills: deque[tuple[bool, int, int]] = deque(maxlen=_TOLD)
+        self.post.listen(self.roles.verdicts, self.roles.first)
+
+    def turn(self) -> bool:
+        """Take verdicts, draft one token for each of the most useful branches, send the windows that are complete."""
+        messages = self.post.take()
+        for _, _, message in messages:
+            self._take(message)
+        # A refill that is ready should not wait for the next step.
+        sent = self._send()
+        if sent:
+            self.post.send()
+        steps = [] if self._told_to_end else self._steps()
+        if steps:
+            others = _OTHERS if self._hedging and self._settings.hedge else 0
+            begin = now()
+            with self.forward(len(steps)):
+                drafted = self._stage.step(steps, others)
+            fresh = {branch.session for branch, _ in steps} - self._warm
+            self._warm |= fresh
+            if not fresh:
+                # A prompt on its way through the model says nothing of a step.
+                self._costs.append((len(steps), round(1e6 * (now() - begin))))
+            for step in drafted:
+                self._cores[step.branch.session].drafted(step.branch, step.token, step.others)
+        sent = self._send() or sent
+        return bool(messages or steps or sent)
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case Opened():
+                self._open(message)
+            case Settings():
+                if not self._settings.window:
+                    # What was committed meanwhile comes in one forward.
+                    self._warm.clear()
+                self._settings = message
+                for core in self._cores.values():
+                    self._tune(core)
+            case Ask():
+                told = Pace(message.stamp, tuple(self._costs), tuple(self._refills))
+                self._costs.clear()
+                self._refills.clear()
+                self.post.put(self.roles.windows, self.roles.first, told)
+                # At once: how long this takes is measured, too.
+                self.post.send()
+            case Verdict() if message.session in self._cores:
+                core = self._cores[message.session]
+                rollback = self._settled(core, message)
+                if core.finished is not None:
+                    self._close(message.session)
+                    return
+                self._stage.settle(message.session, core.length, rollback)
+
+    def _open(self, opened: Opened) -> None:
+        if opened.session in self._cores:
+            self._close(opened.session)
+        s = self._settings
+        self._cores[opened.session] = DrafterCore(
+            opened.session, opened.tokens, opened.limit, self._coupling, window=s.window, depth=s.depth,
+            hedge=self._width, policy=self.topology.speculation.policy, eos=self._eos,
+            forwarded=None if opened.forwarded < 0 else opened.forwarded, epoch=opened.epoch,
+        )  # fmt: skip
+        self._tune(self._cores[opened.session])
+        self._stage.open(opened.session, opened.seed)
+
+    @property
+    def _width(self) -> int:
+        return self._settings.hedge if self._hedging else 0
+
+    def _tune(self, core: DrafterCore) -> None:
+        s = self._settings
+        core.tune(s.window, s.depth, self._width, s.acceptance or None)
+
+    def _settled(self, core: DrafterCore, verdict: Verdict) -> Rollback | None:
+        counters = core.counters
+        hits, misses = counters.hedge_hits, counters.hedge_misses
+        rollback = core.settled(verdict)
+        if (counters.hedge_hits, counters.hedge_misses) != (hits, misses):
+            self._refills.append((counters.hedge_hits > hits, core.depth, core.hedge))
+        return rollback
+
+    def _close(self, session: int) -> None:
+        self.counters.add(self._cores.pop(session).counters)
+        self._stage.close(session)
+        self._warm.discard(session)
+        self.done += 1
+
+    def _steps(self) -> list[tuple[Branch, list[int]]]:
+        """The main chains of all sessions first, in turns; what room is left goes to hedges."""
+        cores = list(self._cores.values())
+        self._turn += 1
+        start = self._turn % max(1, len(cores))
+        cores = cores[start:] + cores[:start]
+        found: list[tuple[DrafterCore, Branch]] = []
+        for core in cores:
+            found += [(core, branch) for branch in core.wants(1) if branch.number == 0]
+        for core in cores:
+            room = _ROWS - len(found)
+            if room <= 0:
+                break
+            found += [(core, branch) for branch in core.wants(room + 1) if branch.number][:room]
+        return [(branch, core.sequence(branch)) for core, branch in found[:_ROWS]]
+
+    def _send(self) -> bool:
+        found = False
+        for core in self._cores.values() if not self._told_to_end else ():
+            while (window := core.ready()) is not None:
+                found = True
+                self.post.put(self.roles.windows, self.roles.first, Drafted(window, *self._stage.evidence(window)))
+        return found
+
+    def work(self) -> None:
+        """As always; what sessions that are still open counted is part of the report."""
+        super().work()
+        for core in self._cores.values():
+            self.counters.add(core.counters)

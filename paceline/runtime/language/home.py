@@ -1,0 +1,201 @@
+"""The first verifier: sessions join here, wait for windows or are decoded plainly, and leave with their text."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from paceline.pipeline.speculation.front import Front
+from paceline.pipeline.speculation.window import FinishReason, Verdict
+from paceline.runtime.clock import now
+from paceline.runtime.endpoint import Endpoint
+from paceline.runtime.language.judging import Work
+from paceline.runtime.language.live import Live, TextLog
+from paceline.runtime.language.messages import Cancel, Drafted, Opened, Pace
+from paceline.runtime.language.partner import Partner
+from paceline.runtime.language.result import LanguageResult, TextResult
+from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.language.verifier import VerifyWorker
+from paceline.runtime.language.worker import Progress
+from paceline.stages.lm.tokenizer import Tokenizer
+from paceline.stages.lm.verify_stage import VerifyStage
+
+__all__ = ["HomeWorker"]
+
+_REPORTS_S = 2.0
+"""How long the others may take to report at the end; one that hangs is left out."""
+
+
+class HomeWorker(VerifyWorker):
+    """The first run of layers, and with it the fronts of all sessions."""
+
+    def __init__(
+        self,
+        spec: GenerateSpec,
+        rank: int,
+        endpoint: Endpoint,
+        progress: Progress,
+        stage: VerifyStage,
+        eos: Collection[int],
+        prompts: Sequence[Sequence[int]],
+        tokenizer: Tokenizer | None,
+        log: Path | None,
+    ) -> None:
+        super().__init__(spec, rank, endpoint, progress, stage, eos)
+        self._queue = deque(enumerate(prompts))
+        self._tokenizer = tokenizer
+        self._log = TextLog(log)
+        self._live: dict[int, Live] = {}
+        self._evidence: dict[tuple[int, int, int], Drafted] = {}
+        self._texts: list[TextResult] = []
+        runs = len(self.roles.verifiers)
+        self._depth = runs if runs == 1 else runs + 1
+        self._drafter = Partner(spec, self.roles, endpoint, self.post)
+        self._started_s = self._ended_s = 0.0
+        self.post.listen(self.roles.windows, self.roles.drafter)
+        if runs > 1:
+            self.post.listen(self._ring, self.roles.last)
+
+    @property
+    def sessions(self) -> list[int]:
+        """The sessions that run now."""
+        return list(self._live)
+
+    def turn(self) -> bool:
+        """Admit, take windows and verdicts, forward what is ready."""
+        self._started_s = self._started_s or now()
+        messages = self.post.take()
+        for _, _, message in messages:
+            match message:
+                case Drafted() if message.window.session in self._live and not self._drafter.lost:
+                    self._offer(message)
+                case Pace():
+                    self._drafter.told(message, len(self._live))
+                case Verdict():
+                    self.judged(message)
+        joined = self._admit()
+        if self._drafter.watch(len(self._live)):
+            for live in self._live.values():
+                self._drafter.tell(live.front)
+        work = self._ready()
+        if work:
+            begin = now()
+            self.compute(work)
+            self._drafter.passed([w.window for w in work], now() - begin)
+        else:
+            self._drafter.idle()
+        if not self._live and not self._queue:
+            self._ended_s = now()
+            self._finished = True
+        return self._finished or bool(messages or joined or work)
+
+    def patience(self) -> float:
+        """Until the first front loses patience with its drafter."""
+        waiting = [live.front for live in self._live.values() if live.ending is None]
+        due = [when for front in waiting if (when := front.due()) is not None]
+        return min([super().patience(), *(max(0.0, when - now()) for when in due)])
+
+    # -- sessions ------------------------------------------------------------------------------------------------------
+
+    def _admit(self) -> bool:
+        joined = False
+        while self._queue and len(self._live) < self.topology.speculation.sessions:
+            session, prompt = self._queue.popleft()
+            limit, seed = len(prompt) + self.spec.max_tokens, self.spec.session_seed(session)
+            spec = self.topology.speculation
+            front = Front(
+                session, prompt, self.spec.sampling.effective_coupling, depth=self._depth, policy=spec.policy,
+                patience=spec.patience_ms / 1000, chunk=spec.chunk, drafter=self._drafter.state, now=now(),
+            )  # fmt: skip
+            self._live[session] = Live(session, prompt, limit, seed, front, self._tokenizer, self.spec.stop, self._log)
+            opened = Opened(session, limit, seed, tuple(prompt))
+            self.open(opened)
+            self._drafter.opened(opened)
+            joined = True
+        return joined
+
+    def cancel(self, session: int) -> None:
+        """End a session now, wherever its windows are; one that has not begun never does. Call it on this thread."""
+        live = self._live.get(session)
+        if live is not None and live.ending is None:
+            self._stop(live, FinishReason.cancelled, len(live.tokens))
+        for number, prompt in list(self._queue):
+            if number == session:
+                self._queue.remove((number, prompt))
+                at = now() - (self._started_s or now())
+                self._left(TextResult(number, "", [], FinishReason.cancelled.value, len(prompt), at, at, at))
+
+    def _stop(self, live: Live, reason: FinishReason, length: int) -> None:
+        live.ending = reason, length
+        self.end(Cancel(live.session, reason, length))
+
+    def judged(self, verdict: Verdict) -> None:
+        """A verdict has come, from here or from the last run."""
+        live = self._live.get(verdict.session)
+        if live is None:
+            return
+        live.front.settled(verdict, now())
+        length = live.commit(verdict) if live.ending is None else None
+        self._drafter.judged(verdict)
+        self._forget(verdict.session, verdict.closed)
+        if verdict.finish is not None:
+            self._leave(live, verdict)
+        elif length is not None:
+            self._stop(live, FinishReason.stop, length)
+
+    def _leave(self, live: Live, verdict: Verdict) -> None:
+        # A stop string ends the session where it was found, even if the judge came to another end meanwhile.
+        reason, length = live.ending or (verdict.finish or FinishReason.cancelled, verdict.length)
+        live.finish(length)
+        self.counters.add(live.front.counters)
+        del self._live[live.session]
+        self._forget(live.session, 1 << 62)
+        self.end(Cancel(live.session))
+        self._left(live.result(self._started_s, reason))
+
+    def _left(self, text: TextResult) -> None:
+        self._texts.append(text)
+        self.done = len(self._texts)
+        self.progress(self.done)
+
+    # -- windows -------------------------------------------------------------------------------------------------------
+
+    def _offer(self, drafted: Drafted) -> None:
+        window = drafted.window
+        if drafted.chances is not None:
+            self._evidence[window.session, window.epoch, window.start] = drafted
+        self._live[window.session].front.offer(window)
+
+    def _ready(self) -> list[Work]:
+        work = []
+        for live in self._live.values():
+            window = live.front.next(now()) if live.ending is None else None
+            if window is not None:
+                sent = self._evidence.pop((window.session, window.epoch, window.start), None)
+                work.append(Work(window, None, *((sent.chances, sent.rows) if sent and window.drafted else ())))
+        return work
+
+    def _forget(self, session: int, closed: int) -> None:
+        for key in [k for k in self._evidence if k[0] == session and k[1] <= closed]:
+            del self._evidence[key]
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def result(self) -> LanguageResult:
+        """Gather reports; after `work`."""
+        self._log.close()
+        reports = self.gather(_REPORTS_S)
+        warnings = self._drafter.warnings(self.counters.fallbacks, {report.rank for report in reports})
+        tuner = self._drafter.tuner
+        tuner.end(self._ended_s)
+        s = tuner.settings
+        return LanguageResult(
+            sessions=sorted(self._texts, key=lambda text: text.id),
+            wall_s=self._ended_s - self._started_s,
+            reports=reports,
+            settings={"window": s.window, "depth": s.depth, "hedge": s.hedge},
+            predicted_speedup=tuner.predicted,
+            measured_speedup=tuner.measured,
+            warnings=warnings,
+        )

@@ -1,0 +1,76 @@
+"""The judges of the last verifier: windows whose pass has run, decided for all sessions in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from paceline.pipeline.speculation.counters import Counters
+from paceline.pipeline.speculation.judge import Check, Judge
+from paceline.pipeline.speculation.window import Coupling, FinishReason, Verdict, Window
+from paceline.runtime.language.messages import Opened
+from paceline.stages.lm.verify_stage import Case, VerifyStage
+
+__all__ = ["Judges", "Work"]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A window to forward through this rank's layers, with what came with it."""
+
+    window: Window
+    hidden: Tensor | None = None
+    chances: Tensor | None = None
+    rows: Tensor | None = None
+
+
+class Judges:
+    """One judge for each session."""
+
+    def __init__(self, stage: VerifyStage, coupling: Coupling, eos: Collection[int]) -> None:
+        self._stage, self._coupling, self._eos = stage, coupling, eos
+        self._judges: dict[int, Judge] = {}
+        self._seeds: dict[int, int] = {}
+        self.counters = Counters()
+
+    def open(self, opened: Opened) -> None:
+        """A session begins."""
+        self._judges[opened.session] = Judge(opened.session, opened.tokens, opened.limit, self._coupling, self._eos)
+        self._seeds[opened.session] = opened.seed
+
+    def close(self, session: int) -> None:
+        """Free a session."""
+        self.counters.add(self._judges.pop(session).counters)
+        del self._seeds[session]
+
+    def plan(self, work: Sequence[Work]) -> list[Check | None]:
+        """What each window decides; None where it decides nothing any more."""
+        return [self._judges[w.window.session].plan(w.window) for w in work]
+
+    def verdicts(self, work: Sequence[Work], checks: Sequence[Check | None], ran: bool) -> list[Verdict]:
+        """The verdicts, in order; `ran` says whether windows without a check were forwarded in part."""
+        cases = [self._case(w, check) for w, check in zip(work, checks, strict=True) if check is not None]
+        rulings = iter(self._stage.rule(cases))
+        found = []
+        for w, check in zip(work, checks, strict=True):
+            judge = self._judges[w.window.session]
+            if check is None:
+                found.append(judge.dismiss(w.window, forwarded=ran))
+                continue
+            ruling = next(rulings)
+            verdict = judge.settle(check, ruling.accepted, ruling.replacement, ruling.extra)
+            self._stage.rolled_back(w.window.session, verdict.forwarded, w.window)
+            found.append(verdict)
+        return found
+
+    def finish(self, session: int, reason: FinishReason, length: int | None) -> Verdict | None:
+        """End a session from outside; None where it is over already."""
+        judge = self._judges[session]
+        return None if judge.finished is not None else judge.finish(reason, length)
+
+    def _case(self, w: Work, check: Check) -> Case:
+        judge = self._judges[w.window.session]
+        tokens = [*judge.tokens[: w.window.start], *w.window.tokens]
+        return Case(check, tokens, self._seeds[w.window.session], w.chances, w.rows)

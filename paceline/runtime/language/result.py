@@ -1,0 +1,62 @@
+"""What a generation leaves behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+__all__ = ["LanguageReport", "LanguageResult", "TextResult"]
+
+
+class TextResult(msgspec.Struct, frozen=True):
+    """One session. Times are seconds from the start of the run."""
+
+    id: int
+    text: str
+    token_ids: list[int]
+    """The new ones, without the prompt."""
+    finish_reason: str
+    prompt_tokens: int
+    started_s: float
+    first_token_s: float
+    finished_s: float
+    drafted: int = 0
+    """of the new tokens: committed as drafted"""
+    refilled: int = 0
+    """the target's own in place of a rejected draft, or behind the last one of a window; the rest are plain"""
+
+
+class LanguageReport(msgspec.Struct, frozen=True):
+    """What each rank saw."""
+
+    rank: int
+    group: str
+    role: str
+    device: str
+    threads: int
+    busy_s: float
+    wait_s: float
+    wall_s: float
+    passes: int
+    """forwards of the model"""
+    tokens: int
+    """tokens forwarded, over all passes"""
+    pass_ms: float
+    """median of a forward"""
+    counters: dict[str, Any]
+    peak_rss_bytes: int
+
+
+class LanguageResult(msgspec.Struct, frozen=True):
+    """The whole generation."""
+
+    sessions: list[TextResult]
+    wall_s: float
+    """From the first prompt's pass to the last token; loading is not in it."""
+    reports: list[LanguageReport]
+    settings: dict[str, int]
+    """Window, depth and hedge width at the end."""
+    predicted_speedup: float | None
+    measured_speedup: float | None
+    warnings: list[str]

@@ -1,0 +1,90 @@
+"""The serial reference: plain decoding in one process, one session after the other. No windows, no verdicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from paceline.kernels.gumbel import DrawKey, GumbelRows, uniforms
+from paceline.kernels.philox import Purpose
+from paceline.pipeline.speculation.window import Coupling, FinishReason
+from paceline.runtime.clock import now
+from paceline.runtime.device import own_device
+from paceline.runtime.language.live import TextLog
+from paceline.runtime.language.models import Models
+from paceline.runtime.language.result import LanguageReport, LanguageResult, TextResult
+from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.report import peak_rss_bytes
+from paceline.stages.couplings import sample
+from paceline.stages.lm.decoder import Decoder
+from paceline.stages.lm.text_stream import TextStream
+from paceline.stages.sampling import warp
+
+__all__ = ["generate_serial"]
+
+
+def generate_serial(spec: GenerateSpec, models: Models, log: Path | None) -> LanguageResult:
+    """Generate every session by itself."""
+    verify = next(stage for stage in spec.topology.stages.values() if stage.kind == "verify")
+    group = spec.topology.groups[verify.group]
+    torch.set_num_threads(group.threads)
+    rows = spec.topology.speculation.rows if spec.topology.deterministic else None
+    decoder = Decoder.load(models.target, own_device(group.device), rows=rows)
+    text_log = TextLog(log)
+    started = now()
+    sessions = [_session(spec, models, decoder, number, text_log, started) for number in range(len(spec.prompts))]
+    wall_s = now() - started
+    text_log.close()
+    tokens = sum(len(text.token_ids) for text in sessions)
+    report = LanguageReport(
+        rank=0, group=verify.group, role="serial", device="cpu", threads=group.threads, busy_s=wall_s, wait_s=0.0,
+        wall_s=wall_s, passes=tokens, tokens=tokens, pass_ms=1e3 * wall_s / max(1, tokens), counters={},
+        peak_rss_bytes=peak_rss_bytes(),
+    )  # fmt: skip
+    return LanguageResult(sessions, wall_s, [report], {"window": 0, "depth": 1, "hedge": 0}, None, None, [])
+
+
+def _session(
+    spec: GenerateSpec, models: Models, decoder: Decoder, number: int, log: TextLog, started: float
+) -> TextResult:
+    tokenizer = models.tokenizer()
+    tokens = tokenizer.encode(spec.prompts[number])
+    prompt, seed = len(tokens), spec.session_seed(number)
+    coupling = spec.sampling.effective_coupling
+    noise = GumbelRows(models.vocab) if coupling is Coupling.gumbel else None
+    stream = TextStream(tokenizer, spec.stop, tokens)
+    pieces: list[str] = []
+    sequence = decoder.open()
+    began, first = now(), 0.0
+    new = tokens
+    reason = FinishReason.length
+    while len(tokens) < prompt + spec.max_tokens:
+        (logits,) = decoder.forward([(sequence, torch.tensor(new, dtype=torch.int64))], keep=[1])
+        row = warp(logits[:, : models.vocab], spec.sampling, [tokens])
+        if coupling is Coupling.rejection:
+            key = DrawKey(seed, len(tokens))
+            token = int(sample(row.to(torch.float64).exp(), uniforms([key], Purpose.plain))[0])
+        else:
+            scores = row if noise is None else row + noise.rows([seed], [len(tokens)])
+            token = int(scores.argmax())
+        first = first or now()
+        new = [token]
+        tokens = [*tokens, token]
+        text = stream.push(token)
+        pieces.append(text)
+        log.write(number, text, "plain")
+        if token in models.eos:
+            reason = FinishReason.eos
+            break
+        if stream.stop is not None:
+            reason = FinishReason.stop
+            break
+    rest = stream.finish()
+    pieces.append(rest)
+    log.write(number, rest, "plain")
+    decoder.close(sequence)
+    return TextResult(
+        id=number, text="".join(pieces), token_ids=tokens[prompt:], finish_reason=reason.value, prompt_tokens=prompt,
+        started_s=began - started, first_token_s=(first or now()) - started, finished_s=now() - started,
+    )  # fmt: skip

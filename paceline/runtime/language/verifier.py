@@ -1,0 +1,140 @@
+"""A verifier's worker: a run of the target's layers. The first one is where sessions live, the last one judges."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Sequence
+
+from paceline.pipeline.speculation.window import Verdict
+from paceline.runtime.endpoint import Endpoint
+from paceline.runtime.language.judging import Judges, Work
+from paceline.runtime.language.messages import Cancel, Message, Opened, Passing
+from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.language.worker import LanguageWorker, Progress
+from paceline.stages.lm.verify_stage import VerifyStage
+
+__all__ = ["VerifyWorker"]
+
+
+class VerifyWorker(LanguageWorker):
+    """A run behind the first: windows come from the run before, hidden states or verdicts go on."""
+
+    role = "verifier"
+
+    def __init__(
+        self,
+        spec: GenerateSpec,
+        rank: int,
+        endpoint: Endpoint,
+        progress: Progress,
+        stage: VerifyStage,
+        eos: Collection[int],
+    ) -> None:
+        super().__init__(spec, rank, endpoint, progress)
+        self.stage = stage
+        last = rank == self.roles.last
+        self.judges = Judges(stage, spec.sampling.effective_coupling, eos) if last else None
+        self._inbox: dict[int, deque[Message]] = {}
+        if rank != self.roles.first:
+            self.post.listen(self._ring, self.roles.verifiers[self.roles.verifiers.index(rank) - 1])
+
+    @property
+    def _ring(self) -> int:
+        if self.roles.ring is None:
+            raise ValueError("one verifier alone has no ring")
+        return self.roles.ring
+
+    def turn(self) -> bool:
+        """Take what came, forward one window of each session that has one, send it on."""
+        messages = self.post.take()
+        for _, _, message in messages:
+            self._put(message)
+        work: list[Work] = []
+        for session in list(self._inbox):
+            waiting = self._inbox[session]
+            while waiting:
+                message = waiting.popleft()
+                if isinstance(message, Passing):
+                    work.append(Work(message.window, message.hidden, message.chances, message.rows))
+                    break
+                self._see(message)
+            if not waiting:
+                self._inbox.pop(session, None)
+        if work:
+            self.compute(work)
+        return bool(messages or work)
+
+    @property
+    def expecting(self) -> bool:
+        """The first run says to all at once that the work is done, but the end of a session comes through the runs."""
+        return bool(self.stage.sessions) or self.post.pending
+
+    def compute(self, work: Sequence[Work]) -> None:
+        """Forward windows of different sessions through this rank's layers, and pass on what comes of them."""
+        checks = [None] * len(work) if self.judges is None else self.judges.plan(work)
+        run = [
+            index
+            for index, (w, check) in enumerate(zip(work, checks, strict=True))
+            if self.judges is None or check is not None
+        ]
+        states = {}
+        if run:
+            with self.forward(sum(len(work[index].window.tokens) for index in run)):
+                out = self.stage.forward(
+                    [work[i].window for i in run], [work[i].hidden for i in run], [checks[i] for i in run]
+                )
+            states = dict(zip(run, out, strict=True))
+        if self.judges is None:
+            for index, w in enumerate(work):
+                self.send_on(Passing(w.window, states[index], w.chances, w.rows))
+            return
+        for verdict in self.judges.verdicts(work, checks, ran=self.rank != self.roles.first):
+            self.judged(verdict)
+
+    def send_on(self, message: Message) -> None:
+        """To the next run of layers."""
+        self.post.put(self._ring, self.roles.next_of(self.rank), message)
+
+    def judged(self, verdict: Verdict) -> None:
+        """On the last run: back to the first."""
+        self.post.put(self._ring, self.roles.first, verdict)
+
+    def open(self, opened: Opened) -> None:
+        """A session begins: here, and behind."""
+        self.stage.open(opened.session)
+        if self.judges is not None:
+            self.judges.open(opened)
+        else:
+            self.send_on(opened)
+
+    def end(self, cancel: Cancel) -> None:
+        """A session ends, behind everything that was sent for it: here, and behind."""
+        if self.judges is None:
+            self.send_on(cancel)
+        else:
+            length = None if cancel.length < 0 else cancel.length
+            verdict = self.judges.finish(cancel.session, cancel.reason, length)
+            if verdict is not None:
+                self.judged(verdict)
+            if cancel.length < 0:
+                self.judges.close(cancel.session)
+        # With a length it is a stop that the first run waits to hear of; its own cancel comes after that.
+        if cancel.length < 0:
+            self.stage.close(cancel.session)
+
+    def _put(self, message: Message) -> None:
+        session = message.window.session if isinstance(message, Passing) else getattr(message, "session", -1)
+        self._inbox.setdefault(session, deque()).append(message)
+
+    def _see(self, message: Message) -> None:
+        match message:
+            case Opened():
+                self.open(message)
+            case Cancel():
+                self.end(message)
+
+    def work(self) -> None:
+        """As always; what the judges counted is part of the report."""
+        super().work()
+        if self.judges is not None:
+            self.counters.add(self.judges.counters)

@@ -1,0 +1,156 @@
+"""Our attention inside Transformers' layers: every sequence of a packed pass over its own KV.
+
+A pass is one row `[1, M, C]` through the linear layers; its segments are runs of new tokens of single sequences. The
+layer hands its new keys and values (after rotation, with their own number of heads) to `PassCache.update`, and its
+queries to the function registered as `paceline`, which finds the pass through the cache that its module was given at
+loading: not all models hand further arguments on to their attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache
+
+from paceline.stages.lm.sequence_kv import SequenceKV
+
+__all__ = ["IMPLEMENTATION", "Pass", "PassCache", "Segment", "attach"]
+
+IMPLEMENTATION = "paceline"
+"""The name under which Transformers knows the attention function."""
+
+_CHANGES_SCORES = ("head_mask", "position_bias", "s_aux", "softcap")
+"""Arguments with which models ask for another formula; ignoring one would be silently wrong."""
+
+
+class Segment:
+    """Rows `[begin, end)` of a pass: positions `start` and on of one sequence, of which `[first, last)` are new.
+
+    Rows outside `[first, last)` are padding: they are not written, and nobody reads what they give.
+    """
+
+    __slots__ = ("_masks", "begin", "end", "first", "kv", "last", "start", "stop")
+
+    def __init__(self, kv: SequenceKV, begin: int, rows: int, start: int, new: range | None = None) -> None:
+        self.kv = kv
+        self.begin, self.end = begin, begin + rows
+        self.start, self.stop = start, start + rows
+        new = new or range(rows)
+        self.first, self.last = new.start, new.stop
+        self._masks: dict[int | None, Tensor] = {}
+        kv.reserve(self.stop)
+
+    def write(self, layer: int, k_HMD: Tensor, v_HMD: Tensor) -> None:
+        """Write the new rows among a pass's keys and values of one layer."""
+        begin, count = self.begin + self.first, self.last - self.first
+        self.kv.write(layer, self.start + self.first, k_HMD.narrow(1, begin, count), v_HMD.narrow(1, begin, count))
+
+    def commit(self) -> None:
+        """The new rows are in all layers."""
+        self.kv.length = self.start + self.last
+
+    def attend(self, layer: int, q_HMD: Tensor, scale: float | None, window: int | None) -> Tensor:
+        """Attention `[1, H, rows, D]` of the segment's queries; `window` bounds how many keys each may see."""
+        rows = self.end - self.begin
+        q = q_HMD.narrow(1, self.begin, rows)
+        low = 0 if window is None else max(0, self.start - window + 1)
+        k, v = self.kv.read(layer, low, self.stop)
+        heads, shared = q.shape[0], k.shape[0]
+        if rows == 1:
+            # One query sees every key, so the query heads that share a key head can be rows of one product.
+            q = q.reshape(1, shared, heads // shared, q.shape[2])
+            out = scaled_dot_product_attention(q, k[None], v[None], scale=scale)
+            return out.reshape(1, heads, 1, v.shape[2])
+        grouped = heads != shared
+        if self.start == 0 and (window is None or rows <= window):
+            return scaled_dot_product_attention(
+                q[None], k[None], v[None], is_causal=True, scale=scale, enable_gqa=grouped
+            )
+        mask = self._mask(low, window, q)
+        return scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, scale=scale, enable_gqa=grouped)
+
+    def _mask(self, low: int, window: int | None, like: Tensor) -> Tensor:
+        """What is added to the scores `[rows, stop - low]`; made once a pass, as all layers of a kind share it."""
+        mask = self._masks.get(window)
+        if mask is None:
+            distance = torch.arange(self.start, self.stop, device=like.device)[:, None]
+            distance = distance - torch.arange(low, self.stop, device=like.device)
+            hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+            mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, float("-inf"))
+            self._masks[window] = mask
+        return mask
+
+
+class Pass:
+    """The segments of one forward, and the rank's own numbering of its layers."""
+
+    __slots__ = ("first_layer", "segments", "windows")
+
+    def __init__(self, segments: Sequence[Segment], first_layer: int, windows: Sequence[int | None]) -> None:
+        self.segments = segments
+        self.first_layer = first_layer
+        self.windows = windows
+        """By layer of the run: how many keys a query sees, itself included; None: all."""
+
+    def write(self, layer: int, k_HMD: Tensor, v_HMD: Tensor) -> None:
+        """Take in the keys and values `[Hkv, M, D]` of a layer, numbered as in the model."""
+        for segment in self.segments:
+            segment.write(layer - self.first_layer, k_HMD, v_HMD)
+
+    def attend(self, layer: int, q_HMD: Tensor, scale: float | None) -> Tensor:
+        """Attention `[1, M, H, D]` of all rows."""
+        index = layer - self.first_layer
+        window = self.windows[index]
+        parts = [segment.attend(index, q_HMD, scale, window) for segment in self.segments]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).transpose(1, 2)
+
+
+class PassCache(Cache):
+    """What a Transformers layer takes for its cache: hands new keys and values to the pass of the moment."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.current: Pass | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Write new keys and values `[1, Hkv, M, D]`; gives them back, as attention reads them where they are kept."""
+        if self.current is None:
+            raise RuntimeError("the cache has no pass")
+        self.current.write(layer_idx, key_states[0], value_states[0])
+        return key_states, value_states
+
+
+def attach(layer: nn.Module, cache: PassCache) -> None:
+    """Tell the attention modules of a layer where the pass of the moment is."""
+    for module in layer.modules():
+        if hasattr(module, "layer_idx"):
+            module.paceline_cache = cache  # type: ignore[assignment]
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The function that Transformers calls: query `[1, H, M, D]` to `[1, M, H, D]`."""
+    cache = getattr(module, "paceline_cache", None)
+    if cache is None or cache.current is None:
+        raise NotImplementedError(f"the attention of {type(module).__name__} was called from outside a pass")
+    for name in _CHANGES_SCORES:
+        if kwargs.get(name) is not None:
+            raise NotImplementedError(f"{type(module).__name__} asks for `{name}`, which is not supported")
+    found: Pass = cache.current
+    return found.attend(int(module.layer_idx), query[0], scaling), None  # type: ignore[arg-type]
+
+
+AttentionInterface.register(IMPLEMENTATION, _attention)
+AttentionMaskInterface.register(IMPLEMENTATION, lambda *args, **kwargs: None)

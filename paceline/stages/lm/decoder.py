@@ -1,0 +1,207 @@
+"""A run of layers of a causal language model with the KV of many sequences: what the workers compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from paceline.stages.lm.attention import Segment
+from paceline.stages.lm.layer_run import LayerRun
+from paceline.stages.lm.loader import load_run
+from paceline.stages.lm.sequence_kv import SequenceKV
+
+__all__ = ["Decoder"]
+
+
+class Decoder:
+    """Forwards new tokens of many sequences at once. Not thread-safe.
+
+    Without `rows`, all new tokens are one row of one pass. Results of a position then agree within rounding, whatever
+    else is in the pass, as matrix products of different shapes add in different orders.
+
+    With `rows` = R, results are bit-identical however tokens are split over forwards and whatever other sequences are
+    there: the positions of a sequence are cut into tiles [0, R), [R, 2R), ..., each tile is computed alone and padded
+    to R rows, and position p is always row p mod R of it. So a position is always computed by the same instructions on
+    the same shapes, and nothing has to be assumed about kernels but that rows don't leak into one another (as they do
+    where experts gather their tokens: only rows = 1 is allowed there).
+    """
+
+    def __init__(self, run: LayerRun, vocab: int, hidden: int, rows: int | None = None) -> None:
+        if rows is not None and rows < 1:
+            raise ValueError(f"rows is {rows}; it has to be at least 1, or None for packed forwards")
+        if rows is not None and rows > 1 and run.mixes_rows:
+            raise ValueError(
+                f"rows is {rows}, but the model has experts, which multiply as many rows at once as chose them; take "
+                "rows = 1 (one token at a time), or None for packed forwards"
+            )
+        self._run = run
+        self.rows = rows
+        self.vocab, self.hidden = vocab, hidden
+        self.first, self.last, self.layers = run.first, run.last, run.layers
+        self.max_positions = run.max_positions
+        self.device, self.dtype = run.device, run.dtype
+        self._sequences: dict[int, SequenceKV] = {}
+        self._numbers = count()
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        layers: tuple[int, int] | None = None,
+        rows: int | None = None,
+    ) -> Decoder:
+        """Load layers `[first, last)` (None: all) of the model in a folder; see `load_run` for dtype and errors."""
+        run, config = load_run(folder, torch.device(device), dtype, layers)
+        return cls(run, int(config.vocab_size), int(config.hidden_size), rows)
+
+    # -- sequences -----------------------------------------------------------------------------------------------------
+
+    def open(self) -> int:
+        """A new, empty sequence."""
+        return self._add(SequenceKV(len(self.layers)))
+
+    def fork(self, sequence: int, length: int) -> int:
+        """A new sequence that has the first `length` positions of another one (a copy). Raises `ValueError` where there
+        are not so many."""
+        kv = self._held(sequence, length)
+        with torch.inference_mode():
+            return self._add(kv.fork(length))
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forget the positions from `length` on. Raises `ValueError` where there are not so many."""
+        self._held(sequence, length).length = length
+
+    def length(self, sequence: int) -> int:
+        """How many positions a sequence has."""
+        return self._held(sequence).length
+
+    def close(self, sequence: int) -> None:
+        """Free a sequence."""
+        self._held(sequence)
+        del self._sequences[sequence]
+
+    @property
+    def sequences(self) -> list[int]:
+        """Open sequences."""
+        return list(self._sequences)
+
+    def nbytes(self, sequence: int | None = None) -> int:
+        """Bytes of KV held for a sequence; None: for all."""
+        if sequence is not None:
+            return self._held(sequence).nbytes
+        return sum(kv.nbytes for kv in self._sequences.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights of this run of layers."""
+        return self._run.weight_bytes
+
+    # -- computing -----------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def forward(self, batch: Sequence[tuple[int, Tensor]], keep: Sequence[int] | None = None) -> list[Tensor]:
+        """Append new inputs to sequences; all or none.
+
+        `batch`: by sequence, token ids `[n]` int64 where the run is the first, else hidden states `[n, C]`; n >= 1 may
+        differ. Returns in that order logits `[n, V]` float32 where the run is the last, else hidden states `[n, C]`.
+        `keep`: of how many last positions logits are wanted, by sequence; the head is not computed for the others.
+
+        Raises `ValueError` for inputs of another shape or beyond `max_positions`, and for a sequence that is not open
+        or is named twice.
+        """
+        kvs = [self._held(sequence) for sequence, _ in batch]
+        if not batch:
+            return []
+        if len({sequence for sequence, _ in batch}) < len(batch):
+            raise ValueError("a sequence is named twice in one forward; join its inputs")
+        inputs = [self._checked(given, kv.length) for (_, given), kv in zip(batch, kvs, strict=True)]
+        if keep is None:
+            keep = [len(given) for given in inputs]
+        elif len(keep) != len(batch) or any(not 1 <= k <= len(given) for k, given in zip(keep, inputs, strict=True)):
+            raise ValueError(f"keep is {list(keep)}; it names, for each of {len(batch)} sequences, 1 to n positions")
+        if self.rows is None:
+            return self._packed(kvs, inputs, keep)
+        starts = [kv.length for kv in kvs]
+        try:
+            return [self._tiled(kv, given, k) for kv, given, k in zip(kvs, inputs, keep, strict=True)]
+        except BaseException:
+            for kv, start in zip(kvs, starts, strict=True):
+                kv.length = start
+            raise
+
+    def _packed(self, kvs: Sequence[SequenceKV], inputs: Sequence[Tensor], keep: Sequence[int]) -> list[Tensor]:
+        segments, begin = [], 0
+        for kv, given in zip(kvs, inputs, strict=True):
+            segments.append(Segment(kv, begin, len(given), kv.length))
+            begin += len(given)
+        hidden = self._through(torch.cat(list(inputs)) if len(inputs) > 1 else inputs[0], segments)
+        for segment in segments:
+            segment.commit()
+        if not self.last:
+            return list(torch.split(hidden[0], [len(given) for given in inputs]))
+        if sum(keep) < begin:
+            wanted = [hidden[:, s.end - k : s.end] for s, k in zip(segments, keep, strict=True)]
+            hidden = torch.cat(wanted, dim=1)
+        return list(torch.split(self._run.logits(hidden), list(keep)))
+
+    def _tiled(self, kv: SequenceKV, given: Tensor, keep: int) -> Tensor:
+        start, stop = kv.length, kv.length + len(given)
+        outs = []
+        for tile, new in _tiles(start, stop, self.rows or 1):
+            rows = given.new_zeros(self.rows or 1, *given.shape[1:])
+            begin = tile + new.start - start
+            rows[new.start : new.stop] = given[begin : begin + len(new)]
+            segment = Segment(kv, 0, len(rows), tile, new)
+            hidden = self._through(rows, [segment])
+            segment.commit()
+            if not self.last:
+                outs.append(hidden[0, new.start : new.stop])
+            elif tile + new.stop > stop - keep:
+                outs.append(self._run.logits(hidden)[new.start : new.stop])
+        out = torch.cat(outs) if len(outs) > 1 else outs[0]
+        return out[len(out) - keep :] if self.last else out
+
+    def _through(self, rows: Tensor, segments: Sequence[Segment]) -> Tensor:
+        last = max(segment.start + segment.last for segment in segments) - 1
+        positions = self._run.positions(segments, last)
+        hidden = self._run.embed(rows, positions) if self.first else rows[None]
+        return self._run.through(hidden, segments, positions)
+
+    # -- checks --------------------------------------------------------------------------------------------------------
+
+    def _add(self, kv: SequenceKV) -> int:
+        number = next(self._numbers)
+        self._sequences[number] = kv
+        return number
+
+    def _held(self, sequence: int, length: int = 0) -> SequenceKV:
+        kv = self._sequences.get(sequence)
+        if kv is None:
+            raise ValueError(f"sequence {sequence} is not open")
+        if not 0 <= length <= kv.length:
+            raise ValueError(f"sequence {sequence} has {kv.length} positions, not {length}")
+        return kv
+
+    def _checked(self, given: Tensor, length: int) -> Tensor:
+        right = given.dim() == 1 and given.dtype == torch.int64 if self.first else given.dim() == 2
+        if not right or not len(given) or (not self.first and given.shape[1] != self.hidden):
+            wanted = "token ids [n] int64" if self.first else f"hidden states [n, {self.hidden}]"
+            raise ValueError(f"got {list(given.shape)} {given.dtype}; this run of layers takes {wanted}, n >= 1")
+        if self.max_positions is not None and length + len(given) > self.max_positions:
+            raise ValueError(
+                f"{length} + {len(given)} positions pass the model's limit of {self.max_positions}; "
+                "shorten the prompt or ask for fewer tokens"
+            )
+        return given.to(self.device) if self.first else given.to(self.device, self.dtype)
+
+
+def _tiles(start: int, stop: int, rows: int) -> Iterator[tuple[int, range]]:
+    """The tiles that positions `[start, stop)` lie in: the tile's first position and which of its rows are new."""
+    for tile in range(start // rows * rows, stop, rows):
+        yield tile, range(max(start - tile, 0), min(stop - tile, rows))

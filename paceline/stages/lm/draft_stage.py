@@ -1,0 +1,106 @@
+"""The draft stage: extends branches of many sessions by one token each, in one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from paceline.kernels.gumbel import DrawKey, GumbelRows
+from paceline.pipeline.speculation.drafter import Branch, Rollback
+from paceline.pipeline.speculation.hedge import Alternative
+from paceline.pipeline.speculation.window import Coupling, Window
+from paceline.stages.couplings import alternatives, draw
+from paceline.stages.lm.branches import Branches
+from paceline.stages.lm.decoder import Decoder
+from paceline.stages.sampling import SamplingParams, warp
+
+__all__ = ["DraftStage", "DraftStep"]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftStep:
+    """The token drafted for a branch, and what else the target may have there."""
+
+    branch: Branch
+    token: int
+    others: tuple[Alternative, ...]
+
+
+@dataclass(slots=True)
+class _Draws:
+    """What the draws of a branch were made from, by position: q(x) and the warped row."""
+
+    made: dict[int, tuple[float, Tensor]] = field(default_factory=dict)
+
+
+class DraftStage:
+    """A model that drafts. `vocab` is the number of tokens that drafter and target share: others are never drafted."""
+
+    def __init__(self, decoder: Decoder, params: SamplingParams, vocab: int) -> None:
+        self._decoder, self._params, self._vocab = decoder, params, vocab
+        self._coupling = params.effective_coupling
+        self._noise = GumbelRows(vocab, decoder.device) if self._coupling is Coupling.gumbel else None
+        self._branches = Branches(decoder)
+        self._seeds: dict[int, int] = {}
+        self._draws: dict[int, dict[int, _Draws]] = {}
+
+    def open(self, session: int, seed: int) -> None:
+        """Make ready for a session."""
+        self._branches.open(session)
+        self._seeds[session] = seed
+        self._draws[session] = {0: _Draws()}
+
+    def close(self, session: int) -> None:
+        """Free a session."""
+        self._branches.close(session)
+        del self._seeds[session], self._draws[session]
+
+    def step(self, steps: Sequence[tuple[Branch, list[int]]], others: int) -> list[DraftStep]:
+        """Draft one token for each branch, given with all tokens before it; name up to `others` alternatives."""
+        inputs = [self._branches.new_tokens(branch, tokens) for branch, tokens in steps]
+        batch = [(sequence, torch.tensor(new, dtype=torch.int64)) for sequence, new in inputs]
+        logits = torch.cat(self._decoder.forward(batch, keep=[1] * len(batch)))[:, : self._vocab]
+        rows = warp(logits, self._params, [tokens for _, tokens in steps])
+        keys = [DrawKey(self._seeds[b.session], b.position, b.epoch, b.number) for b, _ in steps]
+        drawn = draw(self._coupling, rows, keys, self._noise)
+        if others:
+            second = alternatives(self._coupling, rows, keys, drawn.tokens, others, self._noise)
+        else:
+            second = [() for _ in steps]
+        if drawn.chances:
+            for (branch, _), chance, row in zip(steps, drawn.chances, rows, strict=True):
+                draws = self._draws[branch.session].setdefault(branch.number, _Draws())
+                # A copy: the row of one branch should not hold those of all others.
+                draws.made[branch.position] = chance, row.clone()
+        return [
+            DraftStep(branch, token, alternative)
+            for (branch, _), token, alternative in zip(steps, drawn.tokens, second, strict=True)
+        ]
+
+    def settle(self, session: int, length: int, rollback: Rollback | None) -> None:
+        """After a verdict: `length` tokens are committed, and `rollback` says what the drafter went back to."""
+        promoted = None if rollback is None else rollback.hedge
+        self._branches.settle(session, length, rollback is not None, promoted)
+        draws = self._draws[session]
+        if rollback is not None:
+            kept = draws.get(promoted) if promoted is not None else None
+            self._draws[session] = {0: kept or _Draws()}
+        else:
+            live = self._branches.numbers(session)
+            self._draws[session] = {number: held for number, held in draws.items() if number in live}
+        main = self._draws[session][0].made
+        for position in [p for p in main if p < length]:
+            del main[position]
+
+    def evidence(self, window: Window) -> tuple[Tensor | None, Tensor | None]:
+        """What the judge needs of a window under `rejection`: q(x) of its drafted tokens `[n]`, and rows `[n, V]`."""
+        if self._coupling is not Coupling.rejection or not window.drafted:
+            return None, None
+        made = self._draws[window.session][0].made
+        found = [made[position] for position in range(window.start + window.known, window.end)]
+        return torch.tensor([chance for chance, _ in found], dtype=torch.float64), torch.stack(
+            [row for _, row in found]
+        )

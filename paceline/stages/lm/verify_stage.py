@@ -1,0 +1,132 @@
+"""The verify stage: a run of the target's layers over windows of many sessions; the last run judges them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from paceline.kernels.gumbel import GumbelRows
+from paceline.pipeline.speculation.judge import Check
+from paceline.pipeline.speculation.window import Coupling, Window
+from paceline.stages.couplings import Judgement, Ruling, judge_rows
+from paceline.stages.lm.decoder import Decoder
+from paceline.stages.sampling import SamplingParams, warp
+
+__all__ = ["Case", "VerifyStage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A check with what it needs: the tokens before and in its window, the session's seed, the drafter's evidence."""
+
+    check: Check
+    tokens: list[int]
+    seed: int
+    chances: Tensor | None = None
+    draft_rows: Tensor | None = None
+
+
+class VerifyStage:
+    """Forwards windows through layers that this rank holds. `vocab` is as for the drafter's stage."""
+
+    def __init__(self, decoder: Decoder, params: SamplingParams, vocab: int) -> None:
+        self._decoder, self._params, self._vocab = decoder, params, vocab
+        self._coupling = params.effective_coupling
+        self._noise = GumbelRows(vocab, decoder.device) if self._coupling is Coupling.gumbel else None
+        self._sequences: dict[int, int] = {}
+        self._carry: dict[int, Tensor] = {}
+        self._rows: dict[int, Tensor] = {}
+
+    def open(self, session: int) -> None:
+        """Make ready for a session."""
+        self._sequences[session] = self._decoder.open()
+
+    def close(self, session: int) -> None:
+        """Free a session."""
+        self._decoder.close(self._sequences.pop(session))
+        self._carry.pop(session, None)
+        self._rows.pop(session, None)
+
+    @property
+    def sessions(self) -> list[int]:
+        """Open sessions."""
+        return list(self._sequences)
+
+    def forward(
+        self, windows: Sequence[Window], hidden: Sequence[Tensor | None], checks: Sequence[Check | None]
+    ) -> list[Tensor | None]:
+        """Compute windows of different sessions together; those without tokens are left out. Returns hidden states for
+        the next run; nothing where this is the last, which keeps the logits for `rule`.
+
+        `hidden` are those of the run before (nothing where this is the first); `checks` say which rows are of use.
+        """
+        out: list[Tensor | None] = [None] * len(windows)
+        places, batch, keep = [], [], []
+        for place, (window, states, check) in enumerate(zip(windows, hidden, checks, strict=True)):
+            sequence = self._sequences[window.session]
+            # This is all of a rollback.
+            self._decoder.truncate(sequence, window.start)
+            if not window.tokens:
+                continue
+            given = torch.tensor(window.tokens, dtype=torch.int64) if states is None else states
+            places.append(place)
+            batch.append((sequence, given))
+            keep.append(len(window.tokens) - max(0, check.rows.start) if check is not None and len(check.rows) else 1)
+        for place, result, kept in zip(
+            places, self._decoder.forward(batch, keep if self._decoder.last else None), keep, strict=True
+        ):
+            if not self._decoder.last:
+                out[place] = result
+                continue
+            session = windows[place].session
+            logits = result[:, : self._vocab]
+            # The last row is the carry-over row of the next window, whatever becomes of this one.
+            self._rows[session] = logits[len(logits) - kept :]
+        return out
+
+    def rule(self, cases: Sequence[Case]) -> list[Ruling]:
+        """Judge windows whose pass has run."""
+        judgements = []
+        for case in cases:
+            check, session = case.check, case.check.window.session
+            rows = self._rows.pop(session, None)
+            if check.carry:
+                carry = self._carry[session][None]
+                rows = carry if rows is None else torch.cat([carry, rows])
+            if rows is None:
+                raise RuntimeError(f"session {session}: a window was judged that was never forwarded")
+            self._carry[session] = rows[-1]
+            used = rows[: len(check.rows)]
+            warped = warp(used, self._params, self._contexts(case, len(used))) if len(used) else used
+            chances, draft_row = self._evidence(case)
+            judgements.append(Judgement(check, warped, case.seed, chances, draft_row))
+        return judge_rows(self._coupling, judgements, self._noise)
+
+    def _contexts(self, case: Case, rows: int) -> list[list[int]] | None:
+        """The tokens before each row's prediction, where anybody looks at them."""
+        if self._params.repetition_penalty == 1.0:
+            return None
+        return [case.tokens[: case.check.position + index] for index in range(rows)]
+
+    def _evidence(self, case: Case) -> tuple[list[float], Callable[[int], Tensor] | None]:
+        """q(x) of the drafted tokens that are judged, and where to get the drafter's row of one of them."""
+        if self._coupling is not Coupling.rejection:
+            return [], None
+        check = case.check
+        if case.chances is None or case.draft_rows is None:
+            # A drafter without a distribution: its token was certain.
+            def certain(index: int) -> Tensor:
+                row = torch.full((self._vocab,), -torch.inf)
+                row[check.drafted[index]] = 0.0
+                return row
+
+            return [1.0] * len(check.drafted), certain
+        return case.chances.tolist(), case.draft_rows.__getitem__
+
+    def rolled_back(self, session: int, to: int, window: Window) -> None:
+        """The judge accepted less than the window: its last row is no carry-over row then."""
+        if to < window.end:
+            self._carry.pop(session, None)

@@ -1,0 +1,132 @@
+"""All ranks of a generation as threads of one process, with real endpoints: processes would all import Transformers."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from paceline.launch.language.spec_file import generate_spec_of, write_generate_spec
+from paceline.pipeline.load import load_topology
+from paceline.pipeline.speculation.window import Coupling
+from paceline.pipeline.topology import Topology
+from paceline.runtime.endpoint import Endpoint
+from paceline.runtime.language.home import HomeWorker
+from paceline.runtime.language.models import Models
+from paceline.runtime.language.result import LanguageResult
+from paceline.runtime.language.roles import Roles
+from paceline.runtime.language.run import make_worker
+from paceline.runtime.language.serial import generate_serial
+from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.language.worker import LanguageWorker
+from paceline.runtime.rendezvous import Rendezvous
+from paceline.stages.sampling import SamplingParams
+from tests.harness import ROOT, free_port
+
+# Transformers changes globals while it makes a model.
+_LOADING = threading.Lock()
+_DEADLINE_S = 60.0
+"""A generation here takes less than a second; one that has not ended by then never does."""
+
+
+def language(pair: tuple[Path, Path], verifiers: int = 1, **values: Any) -> Topology:
+    """The shipped topology for so many verifiers with another pair of models; `values` by keys as `--set` takes them,
+    with `__` for a dot."""
+    target, draft = pair
+    overrides = [f"model.target={target}", f"model.draft={draft}", "deterministic=true"]
+    if verifiers > 1:
+        overrides.append(f"groups.verifier.ranks={verifiers}")
+    overrides += [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in values.items()]
+    return load_topology(ROOT / "topologies" / f"speculate-{2 if verifiers == 1 else 3}.yaml", overrides)
+
+
+def spec_of(
+    topology: Topology,
+    prompts: Sequence[str],
+    max_tokens: int = 24,
+    seed: int = 3,
+    temperature: float = 1.0,
+    **more: Any,
+) -> GenerateSpec:
+    """A spec; what sampling can be told goes with the rest."""
+    chosen = {name: more.pop(name) for name in ("top_k", "top_p", "repetition_penalty") if name in more}
+    params = SamplingParams(temperature, seed=seed, coupling=Coupling(topology.speculation.coupling), **chosen)
+    return GenerateSpec(topology, tuple(prompts), max_tokens, seed, params, **more)
+
+
+def serial(spec: GenerateSpec) -> LanguageResult:
+    """The reference."""
+    return generate_serial(spec, Models.of(spec), None)
+
+
+class Cluster:
+    """Workers of one generation. `prepare` is given each before it starts to work, on the thread that will."""
+
+    def __init__(
+        self,
+        spec: GenerateSpec,
+        prepare: Callable[[LanguageWorker], None] = lambda worker: None,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        # As it travels to a worker process.
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "spec.json"
+            write_generate_spec(file, spec)
+            self.spec = generate_spec_of(json.loads(file.read_text()))
+        self.prepare, self.progress = prepare, progress
+        self.workers: dict[int, LanguageWorker] = {}
+        self.result: LanguageResult | None = None
+        self.errors: dict[int, BaseException] = {}
+        self._port = free_port()
+
+    def run(self, failing: Sequence[int] = ()) -> LanguageResult:
+        """Run all ranks to the end. Raises what the first of them that failed raised, unless it was to fail."""
+        interval = sys.getswitchinterval()
+        threads = [
+            threading.Thread(target=self._rank, args=(rank,), daemon=True)
+            for rank in range(self.spec.topology.world_size)
+        ]
+        for thread in threads:
+            thread.start()
+        for rank, thread in enumerate(threads):
+            thread.join(_DEADLINE_S)
+            if thread.is_alive():
+                raise AssertionError(f"rank {rank} still runs after {_DEADLINE_S:g} s; errors so far: {self.errors}")
+        sys.setswitchinterval(interval)
+        assert sorted(self.errors) == sorted(failing), self.errors
+        assert self.result is not None
+        return self.result
+
+    def _rank(self, rank: int) -> None:
+        try:
+            topology = self.spec.topology
+            roles, models = Roles.of(topology), Models.of(self.spec)
+            rendezvous = Rendezvous(rank, topology.world_size, "127.0.0.1", self._port, 20.0)
+            with Endpoint(rendezvous, topology, roles.routes(), expendable=[roles.drafter]) as endpoint:
+                with _LOADING:
+                    worker = make_worker(self.spec, rank, endpoint, self.progress, models, None)
+                self.workers[rank] = worker
+                self.prepare(worker)
+                worker.work()
+                if isinstance(worker, HomeWorker):
+                    self.result = worker.result()
+                else:
+                    worker.send_report()
+        except BaseException as error:
+            self.errors[rank] = error
+            print("".join(traceback.format_exception(error)), file=sys.stderr)
+
+
+def generate(spec: GenerateSpec) -> LanguageResult:
+    """All ranks, to the end."""
+    return Cluster(spec).run()
+
+
+def texts(result: LanguageResult) -> list[tuple[str, list[int], str]]:
+    """What must not depend on how it came about."""
+    return [(text.text, text.token_ids, text.finish_reason) for text in result.sessions]

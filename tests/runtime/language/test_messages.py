@@ -1,0 +1,96 @@
+"""Messages arrive as they were sent; what is none is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paceline.pipeline.speculation.window import FinishReason, SpeculationError, Verdict, Window
+from paceline.runtime.language.messages import (
+    Ask,
+    Cancel,
+    Drafted,
+    Message,
+    Opened,
+    Pace,
+    Passing,
+    Settings,
+    message_bytes,
+    pack,
+    unpack,
+)
+
+small = st.integers(0, 2**31 - 1)
+tokens = st.lists(small, max_size=6).map(tuple)
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> Window:
+    held = draw(tokens)
+    known = draw(st.integers(0, len(held)))
+    return Window(draw(small), draw(small), draw(small), held, known, draw(st.booleans()), draw(small))
+
+
+@st.composite
+def verdicts(draw: st.DrawFn) -> Verdict:
+    numbers = [draw(small) for _ in range(7)]
+    finish = draw(st.none() | st.sampled_from(FinishReason))
+    return Verdict(
+        *numbers[:3], draw(tokens), *numbers[3:7], draw(st.booleans()), draw(st.integers(-1, 99)), finish=finish
+    )
+
+
+messages = st.one_of(
+    st.builds(Opened, small, small, st.integers(0, 2**64 - 1), tokens, st.integers(-1, 99), small),
+    windows().map(lambda window: Drafted(window)),
+    windows().map(lambda window: Drafted(window, torch.rand(3, dtype=torch.float64), torch.rand(3, 7))),
+    windows().map(lambda window: Passing(window, None, None, torch.rand(2, 5))),
+    windows().map(lambda window: Passing(window, torch.rand(4, 8))),
+    st.builds(Settings, small, small, small, st.lists(st.sampled_from([0.0, 0.125, 1.0])).map(tuple)),
+    st.builds(Cancel, small, st.sampled_from(FinishReason), st.integers(-1, 99)),
+    verdicts(),
+    st.builds(Ask, small),
+    st.builds(
+        Pace,
+        small,
+        st.lists(st.tuples(small, small), max_size=4).map(tuple),
+        st.lists(st.tuples(st.booleans(), small, small), max_size=4).map(tuple),
+    ),
+)
+
+
+def plain(message: Message) -> list[object]:
+    """Fields, with tensors as lists."""
+    held = [getattr(message, name) for name in type(message).__dataclass_fields__]
+    return [value.tolist() if isinstance(value, torch.Tensor) else value for value in held]
+
+
+@given(st.lists(messages, max_size=6))
+def test_a_batch_arrives_as_it_was_sent(batch: list[Message]) -> None:
+    tensors = pack(batch)
+    found = list(unpack(tensors))
+    assert [type(message) for message in found] == [type(message) for message in batch]
+    assert [plain(message) for message in found] == [plain(message) for message in batch]
+    assert sum(message_bytes(message) for message in batch) == sum(tensor.nbytes for tensor in tensors)
+
+
+@given(st.lists(messages, min_size=1, max_size=3), st.data())
+def test_a_batch_that_is_cut_off_is_refused(batch: list[Message], data: st.DataObject) -> None:
+    whole = pack(batch)
+    bounds = [0]
+    for message in batch:
+        bounds.append(bounds[-1] + len(pack([message])[0]))
+    cut = data.draw(st.integers(1, bounds[-1] - 1).filter(lambda at: at not in bounds))
+    with pytest.raises(SpeculationError, match="one version"):
+        list(unpack((whole[0][:cut], *whole[1:])))
+
+
+@pytest.mark.parametrize(
+    "tensors", [(), (torch.zeros(3),), (torch.zeros(2, 2, dtype=torch.int64),), (torch.tensor([99, 0]),),
+                (torch.tensor([1, 8, 1, 0, 0, 0, 1, 1, 0, 0]),)],
+)  # fmt: skip
+def test_what_is_no_batch_is_refused(tensors: tuple[torch.Tensor, ...]) -> None:
+    with pytest.raises(SpeculationError, match="one version"):
+        list(unpack(tensors))

@@ -1,0 +1,289 @@
+"""Deterministic couplings: what comes out is what the serial reference gives, whatever drafts it and however."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from paceline.runtime.language.home import HomeWorker
+from paceline.runtime.language.result import LanguageResult
+from paceline.runtime.language.worker import LanguageWorker
+from tests.runtime.language.cluster import Cluster, generate, language, serial, spec_of, texts
+
+Pair = tuple[Path, Path]
+PROMPTS = ("def add(a, b):\n    return", "class", "x", "    def __init__(self, name):\n        self.name = name\n" * 4)
+RANK = {"drafter": 0, "home": 1}
+
+# Every window from 1 to 6, depth from 1 to 4, hedge width from 0 to 6 and number of verifiers at least once.
+SETTINGS = [
+    # window, depth, hedge, verifiers, temperature, other keys
+    (1, 1, 0, 1, 1.0, {}),
+    (1, 4, 6, 1, 0.0, {}),
+    (2, 2, 5, 2, 1.0, {"inject__jitter_ms": 4}),
+    (2, 3, 1, 1, 0.0, {"speculation__policy": "plain"}),
+    (3, 1, 4, 1, 1.0, {"inject__jitter_ms": 3}),
+    (3, 4, 2, 3, 0.0, {}),
+    (4, 2, 0, 1, 1.0, {"speculation__policy": "redraft", "speculation__chunk": 5}),
+    (4, 2, 4, 2, 0.0, {"speculation__chunk": 1}),
+    (5, 3, 3, 3, 1.0, {"inject__jitter_ms": 4, "speculation__sessions": 2}),
+    (5, 1, 6, 2, 0.7, {"deterministic": False}),
+    (6, 2, 2, 1, 0.0, {"deterministic": False, "speculation__patience_ms": 0.5}),
+    (6, 4, 5, 1, 1.0, {"speculation__patience_ms": 2, "inject__jitter_ms": 6}),
+    (0, 2, 4, 1, 1.0, {}),
+    ("auto", "auto", "auto", 1, 1.0, {}),
+    (3, "auto", "auto", 2, 0.0, {}),
+]
+
+
+def counted(result: LanguageResult, name: str) -> int:
+    return sum(report.counters[name] for report in result.reports if name in report.counters)
+
+
+@pytest.mark.parametrize(("window", "depth", "hedge", "verifiers", "temperature", "more"), SETTINGS)
+def test_settings_change_no_token(
+    pair: Pair, window: int | str, depth: int | str, hedge: int | str, verifiers: int, temperature: float,
+    more: dict[str, Any],
+) -> None:  # fmt: skip
+    keys = {"speculation__window": window, "speculation__depth": depth, "speculation__hedge": hedge} | more
+    spec = spec_of(language(pair, verifiers, **keys), PROMPTS, temperature=temperature, ignore_eos=True)
+    result = generate(spec)
+    assert texts(result) == texts(serial(spec))
+    assert [len(text.token_ids) for text in result.sessions] == [24] * 4
+    if isinstance(window, int) and window and "speculation__patience_ms" not in more:
+        # Something was drafted and some of it was wrong, so the equality above says something.
+        assert 0.3 < counted(result, "accepted") / counted(result, "judged") < 0.9
+        assert counted(result, "fallbacks") == 0
+    assert len(result.reports) == verifiers + 1
+
+
+@pytest.mark.parametrize(("drafter", "verifiers"), [("ngram", 1), ("ngram", 2), ("none", 1)])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_other_drafters_change_no_token(pair: Pair, drafter: str, verifiers: int, temperature: float) -> None:
+    keys = {"speculation__drafter": drafter, "speculation__window": 3, "speculation__depth": 2}
+    spec = spec_of(language(pair, verifiers, **keys), PROMPTS, temperature=temperature)
+    result = generate(spec)
+    assert texts(result) == texts(serial(spec))
+    assert (counted(result, "windows") > 0) == (drafter == "ngram")
+
+
+def test_plain_decoding_is_the_reference_and_drafts_nothing(pair: Pair) -> None:
+    spec = spec_of(language(pair), PROMPTS, plain=True)
+    result = generate(spec)
+    assert texts(result) == texts(serial(spec))
+    assert counted(result, "windows") == 0
+    assert counted(result, "main_drafted") == 0
+    assert all(text.drafted == text.refilled == 0 for text in result.sessions)
+    assert (result.predicted_speedup, result.measured_speedup, result.warnings) == (None, None, [])
+
+
+@pytest.mark.parametrize("sampling", [{"top_k": 5}, {"top_p": 0.8}, {"repetition_penalty": 1.3}])
+def test_how_tokens_are_chosen(pair: Pair, sampling: dict[str, float]) -> None:
+    topology = language(pair, speculation__window=3, speculation__depth=2, speculation__hedge=2)
+    spec = spec_of(topology, PROMPTS, **sampling)
+    assert texts(generate(spec)) == texts(serial(spec))
+    assert texts(serial(spec)) != texts(serial(spec_of(topology, PROMPTS)))
+
+
+@pytest.mark.parametrize("sessions", [1, 5, 32])
+def test_sessions_of_mixed_lengths_join_and_leave(pair: Pair, sessions: int) -> None:
+    prompts = [("def f(x):\n" * (number % 7) + "return "[: number % 5 + 1]) for number in range(32)]
+    topology = language(
+        pair, speculation__window=3, speculation__depth=2, speculation__hedge=3, speculation__sessions=sessions
+    )
+    # The stop string ends some of them early.
+    spec = spec_of(topology, prompts, max_tokens=12, stop=("e", "\n"))
+    reference = serial(spec)
+    assert len({len(text.token_ids) for text in reference.sessions}) > 3
+    result = generate(spec)
+    assert texts(result) == texts(reference)
+    assert [text.id for text in result.sessions] == list(range(32))
+    home = next(report for report in result.reports if report.role == "verifier")
+    assert (home.tokens > 2 * home.passes) == (sessions > 1) or sessions == 1
+
+
+def test_greedy_is_what_transformers_generates(pair: Pair) -> None:
+    topology = language(pair, speculation__window=4, speculation__depth=2, speculation__hedge=4)
+    spec = spec_of(topology, PROMPTS, temperature=0.0, max_tokens=40, ignore_eos=True)
+    result = generate(spec)
+    model = AutoModelForCausalLM.from_pretrained(pair[0]).eval()
+    model.generation_config.eos_token_id = None
+    from paceline.stages.lm.tokenizer import Tokenizer
+
+    for prompt, text in zip(PROMPTS, result.sessions, strict=True):
+        ids = torch.tensor([Tokenizer.load(pair[0]).encode(prompt)])
+        whole = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
+        assert text.token_ids == whole[0, ids.shape[1] :].tolist()
+
+
+# -- ends --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_string_over_the_border_of_two_tokens(pair: Pair) -> None:
+    topology = language(pair, speculation__window=4, speculation__depth=3, speculation__hedge=4)
+    whole = serial(spec_of(topology, PROMPTS[:1], max_tokens=40))
+    text = whole.sessions[0].text
+    # The middle of a text of tokens of one and more characters: some border lies inside.
+    stop = text[len(text) // 2 : len(text) // 2 + 6]
+    for verifiers in (1, 3):
+        spec = spec_of(
+            language(pair, verifiers, speculation__window=4, speculation__depth=3, speculation__hedge=4),
+            PROMPTS,
+            max_tokens=40,
+            stop=(stop, "never in there"),
+        )
+        result = generate(spec)
+        assert texts(result) == texts(serial(spec))
+        stopped = result.sessions[0]
+        assert stopped.finish_reason == "stop"
+        assert stopped.text == text[: text.index(stop)]
+        assert len(stopped.token_ids) < 40
+        assert stopped.drafted + stopped.refilled <= len(stopped.token_ids)
+
+
+def test_the_end_of_text(pair: Pair, tmp_path: Path) -> None:
+    topology = language(pair, speculation__window=4, speculation__depth=2, speculation__hedge=4)
+    tokens = serial(spec_of(topology, PROMPTS[:1], max_tokens=20)).sessions[0].token_ids
+    end = next(token for index, token in enumerate(tokens) if index > 5 and token not in tokens[:index])
+    ending = (tmp_path / "target", tmp_path / "draft")
+    for old, new in zip(pair, ending, strict=True):
+        shutil.copytree(old, new)
+        for name in ("config.json", "generation_config.json"):
+            fields = json.loads((new / name).read_text()) | {"eos_token_id": end}
+            (new / name).write_text(json.dumps(fields))
+    for verifiers in (1, 2):
+        keys = {"speculation__window": 4, "speculation__depth": 2, "speculation__hedge": 4}
+        spec = spec_of(language(ending, verifiers, **keys), PROMPTS, max_tokens=20)
+        result = generate(spec)
+        assert texts(result) == texts(serial(spec))
+        first = result.sessions[0]
+        assert first.finish_reason == "eos"
+        assert first.token_ids == tokens[: tokens.index(end) + 1]
+
+
+# -- a drafter in trouble ----------------------------------------------------------------------------------------------
+
+
+def slowed(seconds: float) -> Any:
+    def prepare(worker: LanguageWorker) -> None:
+        if worker.role == "drafter":
+            step = worker._stage.step  # type: ignore[attr-defined]
+
+            def slow(*args: Any) -> Any:
+                time.sleep(seconds)
+                return step(*args)
+
+            worker._stage.step = slow  # type: ignore[attr-defined]
+
+    return prepare
+
+
+def test_a_slow_drafter_is_decoded_past(pair: Pair) -> None:
+    keys = {"speculation__window": 3, "speculation__depth": 2, "speculation__hedge": 2, "speculation__patience_ms": 3}
+    spec = spec_of(language(pair, **keys), PROMPTS)
+    result = Cluster(spec, prepare=slowed(0.02)).run()
+    assert texts(result) == texts(serial(spec))
+    assert counted(result, "fallbacks") > 0
+    assert counted(result, "from_plain") > 20
+    assert any("silent for too long" in warning for warning in result.warnings)
+
+
+@pytest.mark.parametrize("verifiers", [1, 2])
+def test_a_drafter_that_fails_changes_no_token(pair: Pair, verifiers: int) -> None:
+    keys = {"speculation__window": 3, "speculation__depth": 2, "speculation__hedge": 2}
+    spec = spec_of(language(pair, verifiers, **keys), PROMPTS)
+
+    def prepare(worker: LanguageWorker) -> None:
+        if worker.role == "drafter":
+            step, calls = worker._stage.step, []  # type: ignore[attr-defined]
+
+            def failing(*args: Any) -> Any:
+                calls.append(1)
+                if len(calls) > 12:
+                    raise ValueError("no more drafts")
+                return step(*args)
+
+            worker._stage.step = failing  # type: ignore[attr-defined]
+
+    result = Cluster(spec, prepare=prepare).run(failing=[RANK["drafter"]])
+    assert texts(result) == texts(serial(spec))
+    assert result.warnings[0] == "the drafter is lost; decoding went on without it"
+    assert 0 < counted(result, "from_drafts") < 60
+    assert result.settings["window"] == 0
+
+
+def test_a_drafter_that_takes_no_messages_is_given_up(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paceline.runtime.language.partner._BACKLOG", 4)
+    keys = {"speculation__window": 3, "speculation__depth": 2, "speculation__patience_ms": 2, "edges__1__inflight": 1,
+            "speculation__hedge": 0}  # fmt: skip
+    spec = spec_of(language(pair, **keys), PROMPTS)
+    result = Cluster(spec, prepare=slowed(0.25)).run()
+    assert texts(result) == texts(serial(spec))
+    assert result.warnings[0] == "the drafter takes no messages; decoding went on without it"
+
+
+# -- cancellation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verifiers", [1, 3])
+def test_a_cancelled_session_frees_everything_and_disturbs_nobody(pair: Pair, verifiers: int) -> None:
+    keys = {"speculation__window": 3, "speculation__depth": 3, "speculation__hedge": 3, "speculation__sessions": 4}
+    spec = spec_of(language(pair, verifiers, **keys), [*PROMPTS, *PROMPTS], max_tokens=30)
+
+    def prepare(worker: LanguageWorker) -> None:
+        if not isinstance(worker, HomeWorker):
+            return
+        turn = worker.turn
+
+        def cancelling() -> bool:
+            worked = turn()
+            live = worker._live.get(1)
+            if live is not None and len(live.tokens) >= live.prompt_tokens + 5:
+                worker.cancel(1)
+                worker.cancel(1)
+                worker.cancel(7)
+                worker.cancel(99)
+            return worked
+
+        worker.turn = cancelling  # type: ignore[method-assign]
+
+    cluster = Cluster(spec, prepare=prepare)
+    found, reference = texts(cluster.run()), texts(serial(spec))
+    text, tokens, reason = found.pop(1)
+    assert reason == "cancelled"
+    assert 5 <= len(tokens) < 30
+    assert tokens == reference[1][1][: len(tokens)]
+    assert reference.pop(1)[0].startswith(text)
+    assert found.pop() == ("", [], "cancelled")
+    assert found == reference[:-1]
+    check_all_free(cluster)
+
+
+def check_all_free(cluster: Cluster) -> None:
+    """No worker holds anything of a session that is over."""
+    for worker in cluster.workers.values():
+        held: list[Any] = []
+        stage = getattr(worker, "stage", None) or worker._stage  # type: ignore[attr-defined]
+        held += stage._decoder.sequences
+        for owner, names in (
+            (worker, ("_cores", "_live", "_evidence", "_inbox", "_warm")),
+            (stage, ("_sequences", "_carry", "_rows", "_seeds", "_draws")),
+            (getattr(worker, "judges", None), ("_judges", "_seeds")),
+        ):
+            held += [value for name in names for value in [getattr(owner, name, None)] if value]
+        assert held == [], worker.role
+
+
+def test_everything_is_free_at_the_end(pair: Pair) -> None:
+    for coupling in ("gumbel", "rejection"):
+        keys = {"speculation__window": 3, "speculation__depth": 2, "speculation__hedge": 4}
+        topology = language(pair, 2, speculation__coupling=coupling, **keys)
+        cluster = Cluster(spec_of(topology, PROMPTS, stop=("e",)))
+        cluster.run()
+        check_all_free(cluster)
