@@ -20,8 +20,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 setup: $(STAMP)  ## make the environment .venv
 
-demo: $(STAMP)  ## run the world model over two groups of one process each
+demo: $(STAMP)  ## run the world model and the language models, each over two groups of one process
 	.venv/bin/paceline run topologies/world-2.yaml --frames 100 --out out/demo
+	.venv/bin/paceline generate topologies/speculate-2.yaml --max-tokens 80 --temperature 0.3 \
+		--prompt "$$(printf 'import os\n\nclass Reader:\n    def __init__(self, path):\n        self.path =')"
 
 test: $(STAMP)  ## run all tests
 	.venv/bin/pytest -q
@@ -39,6 +41,7 @@ format: $(STAMP)  ## put the code into its format
 bench: $(STAMP)  ## run every benchmark; results go to bench/results
 	.venv/bin/python bench/pipeline.py
 	.venv/bin/python bench/world.py
+	.venv/bin/python bench/speculation.py
 
 clean:  ## remove the environment, caches and outputs
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

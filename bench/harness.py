@@ -218,6 +218,8 @@ class Bench:
 
     def add(self, key: str, table: Table, **raw: object) -> None:
         """Add a section and print its table; `raw` is kept in the JSON beside the rows, such as all repeats."""
+        if len(set(table.columns)) < len(table.columns):
+            raise ValueError(f"{table.title}: two columns have one name; the JSON has rows by name")
         rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
         measured = {
             "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -1,8 +1,9 @@
 """What does speculation gain, where does its time go, and does the controller find the best setting?
 
-Sections: `speed` (plain, in turns, pipelined, hedged, and Transformers' assisted generation on the same weights),
-`sweep` (the simulator against the formula), `depth` (windows in flight beyond which nothing is gained), `controller`
-(`auto` against the best fixed setting), `batch` (many sessions: where speculation loses, it is switched off).
+Sections: `speed` (plain, in turns, pipelined, hedged, and Transformers' assisted generation on the same weights, where
+the time of a token goes, and what the simulator makes of these costs and of others), `sweep` (the simulator against the
+formula), `depth` (windows in flight beyond which nothing is gained), `controller` (`auto` against the best fixed
+setting), `batch` (many sessions: where speculation loses, it is switched off).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import ROOT, Bench, BenchError, Summary, Table, options, run_json, say
+from speculation_costs import breakdown, measured_costs, where
 
 from paceline.pipeline.speculation.formula import Costs, pipelined, useful_depth
 from paceline.pipeline.speculation.simulate import Simulation, TokenLaw, simulate_speculation
@@ -26,7 +28,11 @@ SPECULATE_2 = ROOT / "topologies" / "speculate-2.yaml"
 ZOO = ROOT / "zoo" / "code"
 TWO = {"groups.drafter.threads": 2, "groups.verifier.threads": 2}
 ONE_AT_A_TIME = {"speculation.sessions": 1}
+WINDOW = 3
+HEDGE = 4
+KEYS = ("window", "depth", "hedge")
 Sets = Mapping[str, object]
+Setting = tuple[int, int, int]
 
 
 def _prompts(count: int, characters: int = 600) -> list[str]:
@@ -69,19 +75,19 @@ def _peer(prompts: Sequence[str], tokens: int, temperature: float, assisted: boo
 
 def speed(bench: Bench, quick: bool) -> None:
     """Ways to decode the same prompts, in turn so that the machine's moods hit all alike."""
-    prompts, tokens, turns = (_prompts(2), 32, 1) if quick else (_prompts(8), 128, 3)
+    prompts, tokens, turns = (_prompts(2), 32, 1) if quick else (_prompts(6), 128, 3)
 
     def ours(sets: Sets, *flags: str) -> Callable[[float], Summary]:
         return lambda temperature: _generate(prompts, tokens, temperature, {**ONE_AT_A_TIME, **sets}, *flags)
 
-    fixed = {"speculation.window": 4, "speculation.hedge": 0}
+    fixed = {"speculation.window": WINDOW, "speculation.hedge": 0}
     cases: dict[str, Callable[[float], Summary]] = {
         "plain, 1 thread": ours({}, "--plain"),
         "plain, 2 threads": ours(TWO, "--plain"),
         "in turns, 1 thread": ours({**fixed, "speculation.depth": 1}),
         "in turns, 2 threads": ours({**fixed, "speculation.depth": 1, **TWO}),
         "pipelined": ours({**fixed, "speculation.depth": 2}),
-        "pipelined, hedged": ours({**fixed, "speculation.depth": 2, "speculation.hedge": 4}),
+        "pipelined, hedged": ours({**fixed, "speculation.depth": 2, "speculation.hedge": HEDGE}),
         "pipelined, hedged, auto": ours({}),
         "Transformers, 2 threads": lambda temperature: _peer(prompts, tokens, temperature, False),
         "Transformers, assisted, 2 threads": lambda temperature: _peer(prompts, tokens, temperature, True),
@@ -105,6 +111,13 @@ def speed(bench: Bench, quick: bool) -> None:
         )
         title = f"Ways to decode, temperature {temperature:g}"
         bench.add(f"speed-{temperature:g}", Table(title, columns, rows, notes), runs=_brief(runs))
+        bench.add(f"time-{temperature:g}", breakdown(runs, temperature))
+        costs = measured_costs(
+            runs["plain, 1 thread"], runs["in turns, 1 thread"], runs["pipelined, hedged"], WINDOW, HEDGE
+        )
+        reached = {name: found[1] for name, *found in rows}
+        tokens_of_a_law = 4_000 if quick else 40_000
+        bench.add(f"where-{temperature:g}", where(costs, temperature, WINDOW, HEDGE, reached, tokens_of_a_law))
 
 
 def _speed_row(runs: Mapping[str, list[Summary]], name: str) -> tuple[Any, ...]:
@@ -196,44 +209,66 @@ def depth(bench: Bench, quick: bool) -> None:
 
 def controller(bench: Bench, quick: bool) -> None:
     """`auto` against the best of a grid of fixed settings, for drafters of different acceptance."""
-    prompts, tokens = (_prompts(2), 48) if quick else (_prompts(4), 192)
-    grid = [(w, d, h) for w in ((2, 4) if quick else (2, 3, 4, 6)) for d in (1, 2) for h in (0, 4)]
+    prompts, tokens, turns = (_prompts(2), 48, 1) if quick else (_prompts(6), 320, 3)
+    grid = [(w, d, h) for w in ((2, 4) if quick else (1, 2, 3, 4, 6)) for d in (1, 2) for h in (0, 4)]
     drafters: dict[str, Sets] = {
         "embedded drafter": {},
-        "n-gram": {"speculation.drafter": "ngram"},
+        "n-gram lookup": {"speculation.drafter": "ngram"},
         "the target itself": {"model.draft": "zoo:code/target"},
     }
     rows = []
     for name, drafter in drafters.items():
-        results = {}
-        for window, ahead, hedge in grid:
-            if "ngram" in drafter.values() and hedge:
+
+        def rate(setting: Setting | None, *flags: str, sets: Sets = drafter) -> Summary:
+            fixed = {f"speculation.{key}": value for key, value in zip(KEYS, setting or (), strict=False)}
+            return _generate(prompts, tokens, 0.7, {**sets, **fixed, **ONE_AT_A_TIME}, *flags)
+
+        results: dict[Setting, float] = {}
+        for setting in grid:
+            if "ngram" in drafter.values() and setting[2]:
                 continue
-            say(f"controller: {name}, window {window}, depth {ahead}, hedge {hedge}")
-            sets = {
-                "speculation.window": window, "speculation.depth": ahead, "speculation.hedge": hedge,
-                **drafter, **ONE_AT_A_TIME,
-            }  # fmt: skip
-            results[window, ahead, hedge] = _generate(prompts, tokens, 0.7, sets)["tokens_per_second"]
-        say(f"controller: {name}, auto")
-        auto = _generate(prompts, tokens, 0.7, {**drafter, **ONE_AT_A_TIME})
-        plain = _generate(prompts, tokens, 0.7, ONE_AT_A_TIME, "--plain")["tokens_per_second"]
+            say(f"controller: {name}, window {setting[0]}, depth {setting[1]}, hedge {setting[2]}")
+            results[setting] = float(rate(setting)["tokens_per_second"])
         best = max(results, key=lambda key: results[key])
-        chosen = auto["controller"]
+        ratios: dict[str, list[float]] = {"plain": [], "auto": [], "landed": []}
+        speeds: list[float] = []
+        for turn in range(turns):
+            say(f"controller: {name}, auto and the best, {turn + 1}/{turns}")
+            auto = rate(None)
+            chosen = auto["controller"]["settings"]
+            plain = float(rate(None, "--plain")["tokens_per_second"])
+            fastest = float(rate(best)["tokens_per_second"])
+            landed: Setting = (chosen["window"], chosen["depth"], chosen["hedge"])
+            reached = fastest if landed == best else float(rate(landed)["tokens_per_second"]) if landed[0] else plain
+            # Off is a setting too, and may be the best one.
+            top = max(fastest, plain)
+            speeds.append(top)
+            ratios["plain"].append(plain / top)
+            ratios["auto"].append(float(auto["tokens_per_second"]) / top)
+            ratios["landed"].append(reached / top)
         rows.append(
             (
-                name, auto["accepted_share"], plain, " / ".join(map(str, best)), results[best],
-                " / ".join(str(chosen["settings"][key]) for key in ("window", "depth", "hedge")),
-                auto["tokens_per_second"], auto["tokens_per_second"] / max(plain, results[best]),
-                chosen["predicted_speedup"], chosen["measured_speedup"],
+                name, auto["accepted_share"], _slashed(best), statistics.median(speeds),
+                statistics.median(ratios["plain"]), _slashed(landed), statistics.median(ratios["landed"]),
+                statistics.median(ratios["auto"]), auto["controller"]["predicted_speedup"],
+                auto["controller"]["measured_speedup"],
             )
         )  # fmt: skip
     columns = (
-        "drafter", "accepted", "plain tokens/s", "best fixed (window / depth / hedge)", "tokens/s", "auto ended at",
-        "auto tokens/s", "of the best", "predicted speedup", "measured speedup",
+        "drafter", "accepted", "best fixed", "tokens/s", "plain", "auto ended at", "its speed", "whole run of auto",
+        "predicted speedup", "measured speedup",
     )  # fmt: skip
-    notes = ("One session at a time, temperature 0.7. The whole run of `auto` counts, with what it tried.",)
+    notes = (
+        f"One session at a time, temperature 0.7, {len(prompts)} prompts of {tokens} tokens. Settings: window / depth "
+        f"/ hedge, 0 is off. Best fixed: of {len(grid)} settings, each run once; then {turns} turns of it, plain "
+        "decoding, `auto`, and the setting that `auto` ended at, fixed. tokens/s: of the better of the best and plain; "
+        "its speed, plain and the whole run of auto: against that, medians. The whole run has in it what was tried.",
+    )
     bench.add("controller", Table("The controller against the best fixed setting", columns, rows, notes))
+
+
+def _slashed(setting: Setting) -> str:
+    return " / ".join(map(str, setting)) if setting[0] else "off"
 
 
 def batch(bench: Bench, quick: bool) -> None:

@@ -184,8 +184,8 @@ def realtime(bench: Bench, quick: bool) -> None:
             )
         )
     columns = (
-        "placement", "frames/s of a session", "share late", "lateness p50 ms", "p99 ms", "max ms",
-        "action to frame p50 ms", "p99 ms",
+        "placement", "frames/s of a session", "share late", "lateness p50 ms", "lateness p99 ms", "lateness max ms",
+        "action to frame p50 ms", "action to frame p99 ms",
     )  # fmt: skip
     bench.add("realtime", Table("25 frames per second, 2 steps, cascade", columns, rows), runs=runs)
 
