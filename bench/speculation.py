@@ -1,7 +1,8 @@
 """What does speculation gain, where does its time go, and does the controller find the best setting?
 
 Sections: `speed` (plain, in turns, pipelined, hedged, and Transformers' assisted generation on the same weights, where
-the time of a token goes, and what the simulator makes of these costs and of others), `sweep` (the simulator against the
+the time of a token goes, and what the simulator makes of these costs and of others), `deep` (the same with a target
+that takes longer), `sweep` (the simulator against the
 formula), `depth` (windows in flight beyond which nothing is gained), `controller` (`auto` against the best fixed
 setting), `batch` (many sessions: where speculation loses, it is switched off).
 """
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deep_pair import deepen
 from harness import ROOT, Bench, BenchError, Summary, Table, options, run_json, say
 from speculation_costs import breakdown, measured_costs, where
 
@@ -28,8 +30,8 @@ SPECULATE_2 = ROOT / "topologies" / "speculate-2.yaml"
 ZOO = ROOT / "zoo" / "code"
 TWO = {"groups.drafter.threads": 2, "groups.verifier.threads": 2}
 ONE_AT_A_TIME = {"speculation.sessions": 1}
-WINDOW = 3
-HEDGE = 4
+WINDOW, HEDGE = 3, 4
+DEEP = 24
 KEYS = ("window", "depth", "hedge")
 Sets = Mapping[str, object]
 Setting = tuple[int, int, int]
@@ -57,12 +59,12 @@ def _generate(prompts: Sequence[str], tokens: int, temperature: float, sets: Set
         return run_json(command, 600.0)
 
 
-def _peer(prompts: Sequence[str], tokens: int, temperature: float, assisted: bool) -> Summary:
+def _peer(prompts: Sequence[str], tokens: int, temperature: float, assisted: bool, target: Path) -> Summary:
     from paceline.stages.lm.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(ZOO / "target")
+    tokenizer = Tokenizer.load(target)
     request = {
-        "target": str(ZOO / "target"), "draft": str(ZOO / "draft"), "threads": 2, "temperature": temperature,
+        "target": str(target), "draft": str(ZOO / "draft"), "threads": 2, "temperature": temperature,
         "max_tokens": tokens, "assisted": assisted, "prompts": [tokenizer.encode(prompt) for prompt in prompts],
     }  # fmt: skip
     command = [sys.executable, str(Path(__file__).with_name("assisted_peer.py"))]
@@ -74,11 +76,29 @@ def _peer(prompts: Sequence[str], tokens: int, temperature: float, assisted: boo
 
 
 def speed(bench: Bench, quick: bool) -> None:
+    """Ways to decode with the embedded pair."""
+    _ways(bench, quick, "speed", "", ZOO / "target")
+
+
+def deep(bench: Bench, quick: bool) -> None:
+    """The same where the target takes longer, as larger models do."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = deepen(ZOO / "target", Path(folder) / "target", DEEP)
+        _ways(bench, quick, "deep", f", the target made {DEEP} layers deep", target)
+
+
+def _ways(bench: Bench, quick: bool, key: str, what: str, target: Path) -> None:
     """Ways to decode the same prompts, in turn so that the machine's moods hit all alike."""
     prompts, tokens, turns = (_prompts(2), 32, 1) if quick else (_prompts(6), 128, 3)
+    if key == "deep" and not quick:
+        prompts, turns = prompts[:4], 2
 
     def ours(sets: Sets, *flags: str) -> Callable[[float], Summary]:
-        return lambda temperature: _generate(prompts, tokens, temperature, {**ONE_AT_A_TIME, **sets}, *flags)
+        always = {**ONE_AT_A_TIME, "model.target": target}
+        return lambda temperature: _generate(prompts, tokens, temperature, {**always, **sets}, *flags)
+
+    def peer(assisted: bool) -> Callable[[float], Summary]:
+        return lambda temperature: _peer(prompts, tokens, temperature, assisted, target)
 
     fixed = {"speculation.window": WINDOW, "speculation.hedge": 0}
     cases: dict[str, Callable[[float], Summary]] = {
@@ -89,35 +109,41 @@ def speed(bench: Bench, quick: bool) -> None:
         "pipelined": ours({**fixed, "speculation.depth": 2}),
         "pipelined, hedged": ours({**fixed, "speculation.depth": 2, "speculation.hedge": HEDGE}),
         "pipelined, hedged, auto": ours({}),
-        "Transformers, 2 threads": lambda temperature: _peer(prompts, tokens, temperature, False),
-        "Transformers, assisted, 2 threads": lambda temperature: _peer(prompts, tokens, temperature, True),
+        "Transformers, 2 threads": peer(False),
+        "Transformers, assisted, 2 threads": peer(True),
     }
     for temperature in (0.0, 0.7):
         runs: dict[str, list[Summary]] = {name: [] for name in cases}
         for turn in range(turns):
             for name, run in cases.items():
-                say(f"speed, temperature {temperature:g}, {turn + 1}/{turns}: {name}")
+                say(f"{key}, temperature {temperature:g}, {turn + 1}/{turns}: {name}")
                 runs[name].append(run(temperature))
         rows = [(name, *_speed_row(runs, name)) for name in cases]
         columns = (
             "way", "tokens/s", "x plain", "x in turns", "x assisted", "accepted", "hedge hits", "drafter busy",
             "verifier busy", "pass ms", "draft step ms",
         )  # fmt: skip
-        notes = (
+        notes: tuple[str, ...] = (
             f"{len(prompts)} held-out modules of the standard library, {tokens} tokens each, one session at a time; "
-            "medians of turns, ratios within a turn. x plain and x in turns: against the faster of one and two "
-            "threads. Loading and start are in none of the times. Pipelined: one thread for the drafter and one for "
-            "the verifier.",
+            f"medians of {turns} turns, ratios within a turn. x plain and x in turns: against the faster of one and "
+            "two threads. Loading and start are in none of the times. Pipelined: one thread for the drafter and one "
+            f"for the verifier. Fixed settings: window {WINDOW}, depth 2 where pipelined, hedge width {HEDGE}.",
         )
-        title = f"Ways to decode, temperature {temperature:g}"
-        bench.add(f"speed-{temperature:g}", Table(title, columns, rows, notes), runs=_brief(runs))
-        bench.add(f"time-{temperature:g}", breakdown(runs, temperature))
+        if key == "deep":
+            notes += (
+                "The layers behind the first 6 add nothing: the same text and the same acceptance at other costs.",
+            )
+        at = f"{what}, temperature {temperature:g}"
+        bench.add(f"{key}-{temperature:g}", Table(f"Ways to decode{at}", columns, rows, notes), runs=_brief(runs))
+        bench.add(f"{key}-time-{temperature:g}", breakdown(runs, f"Where the time of a token goes{at}"))
         costs = measured_costs(
             runs["plain, 1 thread"], runs["in turns, 1 thread"], runs["pipelined, hedged"], WINDOW, HEDGE
         )
         reached = {name: found[1] for name, *found in rows}
-        tokens_of_a_law = 4_000 if quick else 40_000
-        bench.add(f"where-{temperature:g}", where(costs, temperature, WINDOW, HEDGE, reached, tokens_of_a_law))
+        title = f"Where speculation pays{at}"
+        bench.add(
+            f"{key}-where-{temperature:g}", where(costs, title, WINDOW, HEDGE, reached, 2_000 if quick else 8_000)
+        )
 
 
 def _speed_row(runs: Mapping[str, list[Summary]], name: str) -> tuple[Any, ...]:
@@ -209,62 +235,68 @@ def depth(bench: Bench, quick: bool) -> None:
 
 def controller(bench: Bench, quick: bool) -> None:
     """`auto` against the best of a grid of fixed settings, for drafters of different acceptance."""
-    prompts, tokens, turns = (_prompts(2), 48, 1) if quick else (_prompts(6), 320, 3)
-    grid = [(w, d, h) for w in ((2, 4) if quick else (1, 2, 3, 4, 6)) for d in (1, 2) for h in (0, 4)]
-    drafters: dict[str, Sets] = {
-        "embedded drafter": {},
-        "n-gram lookup": {"speculation.drafter": "ngram"},
-        "the target itself": {"model.draft": "zoo:code/target"},
-    }
-    rows = []
-    for name, drafter in drafters.items():
-
-        def rate(setting: Setting | None, *flags: str, sets: Sets = drafter) -> Summary:
-            fixed = {f"speculation.{key}": value for key, value in zip(KEYS, setting or (), strict=False)}
-            return _generate(prompts, tokens, 0.7, {**sets, **fixed, **ONE_AT_A_TIME}, *flags)
-
-        results: dict[Setting, float] = {}
-        for setting in grid:
-            if "ngram" in drafter.values() and setting[2]:
-                continue
-            say(f"controller: {name}, window {setting[0]}, depth {setting[1]}, hedge {setting[2]}")
-            results[setting] = float(rate(setting)["tokens_per_second"])
-        best = max(results, key=lambda key: results[key])
-        ratios: dict[str, list[float]] = {"plain": [], "auto": [], "landed": []}
-        speeds: list[float] = []
-        for turn in range(turns):
-            say(f"controller: {name}, auto and the best, {turn + 1}/{turns}")
-            auto = rate(None)
-            chosen = auto["controller"]["settings"]
-            plain = float(rate(None, "--plain")["tokens_per_second"])
-            fastest = float(rate(best)["tokens_per_second"])
-            landed: Setting = (chosen["window"], chosen["depth"], chosen["hedge"])
-            reached = fastest if landed == best else float(rate(landed)["tokens_per_second"]) if landed[0] else plain
-            # Off is a setting too, and may be the best one.
-            top = max(fastest, plain)
-            speeds.append(top)
-            ratios["plain"].append(plain / top)
-            ratios["auto"].append(float(auto["tokens_per_second"]) / top)
-            ratios["landed"].append(reached / top)
-        rows.append(
-            (
-                name, auto["accepted_share"], _slashed(best), statistics.median(speeds),
-                statistics.median(ratios["plain"]), _slashed(landed), statistics.median(ratios["landed"]),
-                statistics.median(ratios["auto"]), auto["controller"]["predicted_speedup"],
-                auto["controller"]["measured_speedup"],
-            )
-        )  # fmt: skip
+    prompts, tokens, turns = (_prompts(2), 48, 1) if quick else (_prompts(5), 192, 2)
+    grid = [(w, d, h) for w in ((2, 4) if quick else (2, 3, 5)) for d in (1, 2) for h in (0, 4)]
+    with tempfile.TemporaryDirectory() as folder:
+        target = deepen(ZOO / "target", Path(folder) / "target", DEEP)
+        drafters: dict[str, Sets] = {
+            "embedded": {},
+            "embedded, deep target": {"model.target": target},
+            "n-gram lookup, deep target": {"model.target": target, "speculation.drafter": "ngram"},
+            "the target itself, deep target": {"model.target": target, "model.draft": ZOO / "target"},
+        }
+        rows = [_landing(name, drafter, prompts, tokens, turns, grid) for name, drafter in drafters.items()]
     columns = (
-        "drafter", "accepted", "best fixed", "tokens/s", "plain", "auto ended at", "its speed", "whole run of auto",
+        "pair", "accepted", "best fixed", "tokens/s", "plain", "auto ended at", "its speed", "whole run of auto",
         "predicted speedup", "measured speedup",
     )  # fmt: skip
     notes = (
         f"One session at a time, temperature 0.7, {len(prompts)} prompts of {tokens} tokens. Settings: window / depth "
         f"/ hedge, 0 is off. Best fixed: of {len(grid)} settings, each run once; then {turns} turns of it, plain "
         "decoding, `auto`, and the setting that `auto` ended at, fixed. tokens/s: of the better of the best and plain; "
-        "its speed, plain and the whole run of auto: against that, medians. The whole run has in it what was tried.",
+        "its speed, plain and the whole run of auto: against that, medians. The whole run has in it what was tried. "
+        f"Deep target: the embedded one with layers that add nothing, {DEEP} in all.",
     )
     bench.add("controller", Table("The controller against the best fixed setting", columns, rows, notes))
+
+
+def _landing(
+    name: str, drafter: Sets, prompts: Sequence[str], tokens: int, turns: int, grid: Sequence[Setting]
+) -> tuple[Any, ...]:
+    """One row: a pair's best fixed setting, and where `auto` lands."""
+
+    def rate(setting: Setting | None, *flags: str) -> Summary:
+        fixed = {f"speculation.{key}": value for key, value in zip(KEYS, setting or (), strict=False)}
+        return _generate(prompts, tokens, 0.7, {**drafter, **fixed, **ONE_AT_A_TIME}, *flags)
+
+    results: dict[Setting, float] = {}
+    for setting in grid:
+        if "ngram" in drafter.values() and setting[2]:
+            continue
+        say(f"controller: {name}, window {setting[0]}, depth {setting[1]}, hedge {setting[2]}")
+        results[setting] = float(rate(setting)["tokens_per_second"])
+    best = max(results, key=lambda key: results[key])
+    ratios: dict[str, list[float]] = {"plain": [], "auto": [], "landed": []}
+    speeds: list[float] = []
+    for turn in range(turns):
+        say(f"controller: {name}, auto and the best, {turn + 1}/{turns}")
+        auto = rate(None)
+        chosen = auto["controller"]["settings"]
+        plain = float(rate(None, "--plain")["tokens_per_second"])
+        fastest = float(rate(best)["tokens_per_second"])
+        landed: Setting = (chosen["window"], chosen["depth"], chosen["hedge"])
+        reached = plain if not landed[0] else fastest if landed == best else float(rate(landed)["tokens_per_second"])
+        # Off is a setting too, and may be the best one.
+        top = max(fastest, plain)
+        speeds.append(top)
+        ratios["plain"].append(plain / top)
+        ratios["auto"].append(float(auto["tokens_per_second"]) / top)
+        ratios["landed"].append(reached / top)
+    return (
+        name, auto["accepted_share"], _slashed(best), statistics.median(speeds), statistics.median(ratios["plain"]),
+        _slashed(landed), statistics.median(ratios["landed"]), statistics.median(ratios["auto"]),
+        auto["controller"]["predicted_speedup"], auto["controller"]["measured_speedup"],
+    )  # fmt: skip
 
 
 def _slashed(setting: Setting) -> str:
@@ -300,7 +332,7 @@ def batch(bench: Bench, quick: bool) -> None:
 def main() -> None:
     """Run the sections asked for."""
     sections: dict[str, Callable[[Bench, bool], None]] = {
-        "speed": speed, "sweep": sweep, "depth": depth, "controller": controller, "batch": batch,
+        "speed": speed, "deep": deep, "sweep": sweep, "depth": depth, "controller": controller, "batch": batch,
     }  # fmt: skip
     given = options(__doc__ or "", tuple(sections))
     bench = Bench("speculation", "What does speculation gain?", given, "1 per rank, or as named")

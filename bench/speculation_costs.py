@@ -21,7 +21,7 @@ def _rank(run: Summary, role: str) -> dict[str, Any] | None:
     return next((rank for rank in run.get("ranks", ()) if rank["role"] == role and rank["passes"]), None)
 
 
-def breakdown(runs: Mapping[str, Runs], temperature: float) -> Table:
+def breakdown(runs: Mapping[str, Runs], title: str) -> Table:
     """By way and rank, milliseconds per token: in the model, beside it, waiting."""
     rows: list[tuple[Any, ...]] = []
     for name, turns in runs.items():
@@ -42,7 +42,7 @@ def breakdown(runs: Mapping[str, Runs], temperature: float) -> Table:
         "Milliseconds per committed token; medians of turns. In the model: forwards with their draws. Beside it: "
         "judging, messages, text, and what the other rank's threads take away. The prompts' passes are in it.",
     )
-    return Table(f"Where the time of a token goes, temperature {temperature:g}", columns, rows, notes)
+    return Table(title, columns, rows, notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +88,7 @@ def measured_costs(plain: Runs, turns: Runs, hedged: Runs, window: int, width: i
     return Measured(token, token - each, each, draft, max(0.0, median(trips)), acceptance, power)
 
 
-def where(
-    costs: Measured, temperature: float, window: int, hedge: int, reached: Mapping[str, float], tokens: int
-) -> Table:
+def where(costs: Measured, title: str, window: int, hedge: int, reached: Mapping[str, float], tokens: int) -> Table:
     """What the simulator makes of the measured costs, and of costs as other machines have them."""
     plain = costs.plain
     flat = replace(costs, fixed=plain, each=0.0)
@@ -127,7 +125,7 @@ def where(
         + ", ".join(f"{way} {reached[way]:.2f}" for way in ("in turns, 1 thread", "pipelined", "pipelined, hedged"))
         + ".",
     )
-    return Table(f"Where speculation pays, temperature {temperature:g}", columns, rows, notes)
+    return Table(title, columns, rows, notes)
 
 
 def _simulated(case: Measured, window: int, depth: int, hedge: int, tokens: int) -> float:
