@@ -42,6 +42,9 @@ bench: $(STAMP)  ## run every benchmark; results go to bench/results
 	.venv/bin/python bench/pipeline.py
 	.venv/bin/python bench/world.py
 	.venv/bin/python bench/speculation.py
+	.venv/bin/python bench/tiers.py
+	.venv/bin/python bench/certified.py
+	.venv/bin/python bench/nvme.py
 
 clean:  ## remove the environment, caches and outputs
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -235,8 +235,8 @@ def depth(bench: Bench, quick: bool) -> None:
 
 def controller(bench: Bench, quick: bool) -> None:
     """`auto` against the best of a grid of fixed settings, for drafters of different acceptance."""
-    prompts, tokens, turns = (_prompts(2), 48, 1) if quick else (_prompts(5), 192, 2)
-    grid = [(w, d, h) for w in ((2, 4) if quick else (2, 3, 5)) for d in (1, 2) for h in (0, 4)]
+    prompts, tokens, turns = (_prompts(2), 48, 1) if quick else (_prompts(4), 192, 2)
+    grid = [(w, d, h) for w in ((2, 4) if quick else (2, 4, 8)) for d in (1, 2) for h in (0, 4)]
     with tempfile.TemporaryDirectory() as folder:
         target = deepen(ZOO / "target", Path(folder) / "target", DEEP)
         drafters: dict[str, Sets] = {
@@ -306,7 +306,7 @@ def _slashed(setting: Setting) -> str:
 def batch(bench: Bench, quick: bool) -> None:
     """Many sessions side by side."""
     rows = []
-    tokens = 32 if quick else 96
+    tokens = 32 if quick else 256
     for sessions in (1, 4, 32):
         prompts = (_prompts(16) * 2)[:sessions]
         say(f"batch: {sessions} sessions")

@@ -51,10 +51,14 @@ def test_defaults_are_true() -> None:
             assert shown == "", key
         elif default is None:
             assert shown == "none", key
+        elif isinstance(default, dict):
+            assert (shown, default) == ("{}", {}), key
         elif isinstance(default, tuple):
             assert (shown, default) == ("[]", ()), key
         elif isinstance(default, bool | str):
             assert shown == str(default).lower(), key
+        elif isinstance(default, float):
+            assert float(shown) == default, key
         else:
             assert parse_size(shown) == default, key
 

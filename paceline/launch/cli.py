@@ -9,6 +9,8 @@ import typer
 from paceline.launch.commands.generate import generate
 from paceline.launch.commands.plan import plan
 from paceline.launch.commands.run import run
+from paceline.launch.commands.trace import replay
+from paceline.launch.commands.trace_record import record
 from paceline.launch.commands.validate import validate
 
 __all__ = ["app", "main"]
@@ -37,6 +39,11 @@ app.command()(validate)
 app.command()(plan)
 app.command()(run)
 app.command()(generate)
+
+trace = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+trace.command()(record)
+trace.command()(replay)
+app.add_typer(trace, name="trace", help="Attention traces: record them, and score policies on them.")
 
 
 def main() -> None:

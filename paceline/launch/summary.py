@@ -7,6 +7,8 @@ Definitions (times in milliseconds):
   session (`steady_period`, as the plan predicts it); the median over the sessions.
 - `latency_ms`: from a frame's action to the frame, over all frames of all sessions.
 - `lateness_ms`: how long after its due time a frame came, 0 if in time; null without a deadline.
+- `tiers`: by group with memory tiers: `hits` by tier, which sum to `lookups` (of blocks, once for each time that
+  attention reads one), bytes moved and staged, errors, stalls by cause, blocks and bytes by tier at the end.
 - `bubble`: the share of the run in which a rank computed nothing, by rank.
 - Percentiles are interpolated linearly between measured values (`steady.percentile`).
 """
@@ -22,6 +24,7 @@ import msgspec
 
 from paceline.launch.machine import describe_machine
 from paceline.pipeline.steady import percentile, steady_period
+from paceline.runtime.report import merge_tiers
 from paceline.runtime.result import FrameTime, RankReport, RunResult
 from paceline.runtime.spec import RunSpec
 
@@ -54,6 +57,7 @@ def summarize(spec: RunSpec, result: RunResult) -> Summary:
         "stage_ms": _stage_ms(result.ranks),
         "bubble": {str(rank.rank): _rounded(_bubble(rank)) for rank in result.ranks},
         "kv_sha256": {key: value for rank in result.ranks for key, value in sorted(rank.kv_sha256.items())},
+        "tiers": _tiers(result.ranks),
         "edges": [msgspec.to_builtins(edge) for rank in result.ranks for edge in rank.edges],
         "ranks": [_rank(rank, _hosts(result.ranks)) for rank in result.ranks],
     }
@@ -85,6 +89,15 @@ def _stage_ms(ranks: Sequence[RankReport]) -> dict[str, float]:
         for stage, value in rank.stage_ms.items():
             by_stage.setdefault(stage, []).append(value)
     return {stage: round(statistics.median(values), 4) for stage, values in by_stage.items()}
+
+
+def _tiers(ranks: Sequence[RankReport]) -> dict[str, Any]:
+    """By group, all its ranks together; empty where no group has memory tiers."""
+    by_group: dict[str, list[dict[str, Any]]] = {}
+    for rank in ranks:
+        if rank.tiers is not None:
+            by_group.setdefault(rank.group, []).append(rank.tiers)
+    return {group: merge_tiers(parts) for group, parts in by_group.items()}
 
 
 def _bubble(rank: RankReport) -> float | None:

@@ -2,6 +2,10 @@
 
 Level s of a frame is the KV that its step s computed, so level 0 comes from pure noise; the last level, equal to the
 number of steps S, is the KV of the clean pass on the finished frame. Prompt frames are clean at every level.
+
+Beside its sinks and its window a pass may read older frames that show the same ground (`context.recall`, chosen in
+`recall.py`). Which ones depends on where the session looks; what flows between stages does not: the finished KV of
+every frame goes wherever a pass may come to recall it.
 """
 
 from __future__ import annotations
@@ -9,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cache
 
-from paceline.pipeline.topology import ContextMode
+from paceline.pipeline.recall import Pose, Recall, View
+from paceline.pipeline.topology import ContextMode, ContextSpec
 
 __all__ = ["Context", "Read", "level_read", "slot_of"]
 
@@ -58,6 +63,56 @@ class Context:
     end: int
     """One past the last frame of the session."""
     first_steps: dict[int, int] = field(default_factory=dict)
+    recall: int = 0
+    """Most older frames that a pass reads beside sinks and window"""
+    view: View | None = None
+    """What a frame shows; needed where frames are recalled"""
+    _recall: Recall | None = field(init=False, default=None)
+
+    @classmethod
+    def of(cls, spec: ContextSpec, steps: int, prompt: int, end: int, view: View | None = None) -> Context:
+        """The context of a topology, for a session of frames before `end`."""
+        return cls(spec.mode, steps, spec.window, spec.sinks, prompt, end, recall=spec.recall, view=view)
+
+    @property
+    def reach(self) -> int:
+        """Frames before its own that a pass reads by distance or can't recall yet. Where steps outnumber the window,
+        the frames just behind it are still in work."""
+        return max(self.window, self.steps) if self.recall else self.window
+
+    @property
+    def lasting(self) -> range:
+        """The levels at which frames are read long after they were in work: that of the finished frame, or, in mode
+        `matched`, all."""
+        return range(0 if self.mode is ContextMode.matched else self.steps, self.steps + 1)
+
+    @property
+    def recallable(self) -> range:
+        """The levels at which frames are recalled."""
+        return self.lasting if self.recall else range(0)
+
+    def see(self, frame: int, pose: Pose) -> tuple[int, ...]:
+        """Note where `frame` looks, in order of frames and before its reads are asked for. Returns frames that no
+        frame from this one on will recall any more.
+
+        Raises `ValueError` for a frame out of order, or where frames are recalled and `view` is not known.
+        """
+        if not self.recall:
+            return ()
+        if self._recall is None:
+            if self.view is None:
+                raise ValueError("frames can't be recalled by pose where it is not known what a view shows")
+            held = self.steps + 2
+            self._recall = Recall(self.recall, self.window, self.sinks, self.reach, held, self.view)
+        return self._recall.see(frame, pose)
+
+    def recalled(self, frame: int) -> tuple[int, ...]:
+        """The older frames that `frame` reads at every step, oldest first; `see` it before."""
+        if not self.recall:
+            return ()
+        if self._recall is None:
+            raise ValueError(f"frame {frame} recalls frames by its pose, which is not known yet; call see() before")
+        return self._recall.frames(frame)
 
     def begin(self, frame: int, first_step: int) -> None:
         """Record that `frame` skips the steps before `first_step`.
@@ -89,14 +144,28 @@ class Context:
         return self.first_steps.get(frame, 0)
 
     def reads(self, frame: int, step: int) -> tuple[Read, ...]:
-        """What pass (frame, step) reads, oldest frame first: the sinks, then the window."""
+        """What pass (frame, step) reads, oldest frame first: the sinks, what it recalls, the window."""
+        return self._reads(frame, step, self.recalled(frame))
+
+    def arrivals(self, frame: int, step: int) -> tuple[Read, ...]:
+        """What has to have come for pass (frame, step), oldest frame first, wherever the session looks: the sinks, the
+        frame that can be recalled from now on, the window. Older ones have come for earlier passes."""
+        newest = frame - self.reach - 1
+        return self._reads(frame, step, (newest,) if self.recall and newest >= self.sinks else ())
+
+    def _reads(self, frame: int, step: int, recalled: tuple[int, ...]) -> tuple[Read, ...]:
         oldest = max(frame - self.window, 0)
-        frames = [*range(min(self.sinks, oldest)), *range(oldest, frame)]
+        frames = [*range(min(self.sinks, oldest)), *recalled, *range(oldest, frame)]
         reads = [Read(other, self.level(other, step, frame - other)) for other in frames]
         if self.mode is ContextMode.matched:
             # Its group has no KV of a frame that skipped this step, and no other group's KV travels.
             reads = [read for read in reads if read.level >= self.first_step(read.frame)]
         return tuple(reads)
+
+    def recalled_levels(self, frame: int, step: int) -> tuple[int, ...]:
+        """The level at which `step` recalls `frame`, or nothing where `frame` has none for it (see `_reads`)."""
+        level = self.level(frame, step, self.reach + 1)
+        return (level,) if self.mode is not ContextMode.matched or level >= self.first_step(frame) else ()
 
     def level(self, frame: int, step: int, distance: int) -> int:
         """The level at which `step` reads `frame`, `distance` frames back. A level that the frame skipped stands for
@@ -112,9 +181,11 @@ class Context:
         return frame >= self.prompt and any(self.last_reader(frame, level, step) >= 0 for step in steps)
 
     def last_reader(self, frame: int, level: int, step: int) -> int:
-        """The last frame whose pass at `step` reads `frame` at `level`, or -1."""
+        """The last frame whose pass at `step` reads `frame` at `level`, or may recall it; -1 where there is none."""
         farthest = self.end - 1 - frame
         if frame >= self.sinks:
+            if self.recall and farthest > self.reach and level in self.recalled_levels(frame, step):
+                return self.end - 1
             farthest = min(farthest, self.window)
         if frame < self.prompt:
             return frame + farthest if level == self.steps and farthest >= 1 else -1

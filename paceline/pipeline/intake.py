@@ -87,10 +87,10 @@ class Intake:
         """KV of other stages that this pass is the first one to read here."""
         reads = [
             read
-            for read in self.context.reads(row.frame, row.step)
+            for read in self.context.arrivals(row.frame, row.step)
             if read.level in self.edges and read.frame >= self.context.prompt and self._unheld(read)
         ]
-        oldest = row.frame - self.context.window - self.context.steps - 1
+        oldest = row.frame - self.context.reach - self.context.steps - 1
         self.held = {entry for entry in self.held if entry[0] >= oldest or entry[0] < self.context.sinks}
         return reads
 

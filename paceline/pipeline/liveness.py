@@ -115,7 +115,8 @@ def check_liveness(topology: Topology, shape: ModelShape) -> Deadlock | None:
 
 def _reach(topology: Topology) -> int:
     """How many frames around its own a pass depends on, at most."""
-    return topology.context.window + topology.context.sinks + topology.model.steps + 2
+    near = max(topology.context.window, topology.model.steps if topology.context.recall else 0)
+    return near + topology.context.sinks + topology.model.steps + 2
 
 
 def _frames(topology: Topology) -> int:
@@ -156,7 +157,7 @@ def _decisions(topology: Topology) -> list[dict[int, int]]:
     found: list[dict[int, int]] = []
     source = random.Random(0)
     for number in range(1, steps + _RANDOM_DECISIONS):
-        context = Context(spec.mode, steps, spec.window, spec.sinks, spec.prompt, end)
+        context = Context.of(spec, steps, spec.prompt, end)
         for frame in range(spec.prompt, end):
             wish = number if number < steps else source.choice([0, source.randrange(steps)])
             context.begin(frame, max(wish, context.earliest_step(frame)))

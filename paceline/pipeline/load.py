@@ -31,6 +31,10 @@ _STAND_INS: dict[str, object] = {
     "edges.*": {"from": UNKNOWN, "to": UNKNOWN},
     "edges.*.from": UNKNOWN,
     "edges.*.to": UNKNOWN,
+    "tiers.*": {"hbm": 1},
+    "tiers.*.hbm": 1,
+    "tiers.*.nvme.path": "?",
+    "tiers.*.nvme.size": 1,
     "network.curve": {"secret": "?", "allow": "?"},
     "network.curve.secret": "?",
     "network.curve.allow": "?",
@@ -134,7 +138,7 @@ def _touched(path: KeyPath, unknown: bool) -> set[str]:
     slot = slot_at(path)
     above = {pattern(path[:length]) for length in range(1, len(path) + 1)}
     below: Iterable[str] = slot.keys if slot else ()
-    if len(path) == 1 and path[0] in ("groups", "stages", "edges"):
+    if len(path) == 1 and path[0] in ("groups", "stages", "edges", "tiers"):
         item = slot_at((path[0], "x" if path[0] != "edges" else 0))
         return above | {f"{path[0]}.*.{key}" for key in (item.keys if item else [])}
     return above | {f"{pattern(path)}.{key}" for key in below}

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from paceline.pipeline.bounds import busiest_s
+from paceline.pipeline.context import Context
 from paceline.pipeline.costs import Costs
 from paceline.pipeline.flow import needed_kv_edges
 from paceline.pipeline.placement import Placement
@@ -78,7 +79,7 @@ def link_loads(topology: Topology, shape: ModelShape, costs: Costs, sessions: in
 
 def _bytes_per_frame(topology: Topology, shape: ModelShape) -> Counter[int]:
     """By edge: bytes that a frame of one session gives in the steady state, as the programs count them."""
-    reach = topology.context.window + topology.context.sinks + topology.model.steps + 2
+    reach = _reach(topology)
     prompt = topology.context.prompt if topology.workload == "world" else 0
     probe = prompt + reach
     found: Counter[int] = Counter()
@@ -90,12 +91,27 @@ def _bytes_per_frame(topology: Topology, shape: ModelShape) -> Counter[int]:
     return found
 
 
-def kv_held_bytes(topology: Topology, shape: ModelShape, sessions: int) -> list[int]:
+def _reach(topology: Topology) -> int:
+    """Frames after which a stage is in its steady state."""
+    near = max(topology.context.window, topology.model.steps if topology.context.recall else 0)
+    return near + topology.context.sinks + topology.model.steps + 2
+
+
+def _recallable(context: Context, shape: ModelShape, frames: int) -> int:
+    """Older frames that are kept for recall at the end of a session, beside those that `arrivals` names."""
+    if not context.recall:
+        return 0
+    older = max(context.prompt + frames - context.reach - context.sinks - 2, 0)
+    return older if shape.view is None else min(older, shape.view.torus**2)
+
+
+def kv_held_bytes(topology: Topology, shape: ModelShape, sessions: int, frames: int = 0) -> list[int]:
     """By rank: KV that its denoise stages hold in the steady state, which is what the passes of one slot (of one frame,
-    in mode `clean`) read and write."""
+    in mode `clean`) read and write. With `context.recall`, also the older frames of sessions of `frames` frames that
+    all look from different places."""
     placement = Placement(topology)
     held = [0] * placement.world_size
-    reach = topology.context.window + topology.context.sinks + topology.model.steps + 2
+    reach = _reach(topology)
     for stage, spec in topology.stages.items():
         if spec.kind is not StageKind.denoise:
             continue
@@ -106,7 +122,9 @@ def kv_held_bytes(topology: Topology, shape: ModelShape, sessions: int) -> list[
         for step in program.steps:
             frame = program.prompt + reach - (0 if topology.context.mode is ContextMode.clean else step)
             entries.add((frame, step))
-            entries |= {(read.frame, read.level) for read in program.context.reads(frame, step)}
+            entries |= {(read.frame, read.level) for read in program.context.arrivals(frame, step)}
+            level = step if topology.context.mode is ContextMode.matched else topology.model.steps
+            entries |= {(-older, level) for older in range(1, _recallable(program.context, shape, frames) + 1)}
         for session in range(sessions):
             rank = 0 if topology.schedule is Schedule.serial else placement.rank_of(stage, session)
             held[rank] += len(entries) * shape.layers * shape.kv_layer_bytes

@@ -32,11 +32,15 @@ def apply_override(document: Document, setting: str) -> None:
 def _resolve(data: Any, key: str) -> KeyPath | Problem:
     """The path that a dotted key means in this data, or what is wrong with it."""
     path: KeyPath = ()
+    groups = data.get("groups") if isinstance(data, dict) else None
     for segment in key.split("."):
         slot = slot_at(path)
         known: dict[str, str | int] = {name: name for name in slot.keys} if slot else {}
         if isinstance(data, list):
             known = {str(index): index for index in range(len(data))}
+        elif path == ("tiers",):
+            # A group may be given tiers that the file gives none.
+            known = {name: name for name in {**_mapping(groups), **_mapping(data)}}
         elif isinstance(data, dict) and not known:
             known = {name: name for name in data}
         if segment not in known:
@@ -45,6 +49,10 @@ def _resolve(data: Any, key: str) -> KeyPath | Problem:
         path = (*path, below)
         data = data[int(below)] if isinstance(data, list) else data.get(below) if isinstance(data, dict) else None
     return path
+
+
+def _mapping(data: Any) -> dict[str, Any]:
+    return data if isinstance(data, dict) else {}
 
 
 def _suggest(path: KeyPath, segment: str, known: list[str]) -> str:

@@ -118,7 +118,7 @@ def plan(
         topology=topology,
         sessions=sessions,
         frames=frames,
-        ranks=_ranks(topology, shape, costs, sessions, weights_bytes, simulation),
+        ranks=_ranks(topology, shape, costs, sessions, frames, weights_bytes, simulation),
         busiest_s=busiest_s(topology, costs, sessions),
         loop_s=loop_s(topology, shape, costs),
         period_s=simulation.period_s if simulation else math.nan,
@@ -153,12 +153,13 @@ def _ranks(
     shape: ModelShape,
     costs: Costs,
     sessions: int,
+    frames: int,
     weights_bytes: int,
     simulation: Simulation | None,
 ) -> tuple[RankPlan, ...]:
     placement = Placement(topology)
     work = rank_work_s(topology, costs, sessions)
-    kv = kv_held_bytes(topology, shape, sessions)
+    kv = kv_held_bytes(topology, shape, sessions, frames)
     ranks = []
     for rank in range(placement.world_size):
         group = placement.group_of_rank(rank)

@@ -40,7 +40,7 @@ class Program:
         self.inputs = [index for index, edge in items if edge.target == self.stage]
         self.outputs = [index for index, edge in items if edge.source == self.stage]
         spec = self.topology.context
-        self.context = Context(spec.mode, self.topology.model.steps, spec.window, spec.sinks, self.prompt, self.end)
+        self.context = Context.of(spec, self.topology.model.steps, self.prompt, self.end, self.shape.view)
 
     @property
     def prompt(self) -> int:

@@ -30,11 +30,13 @@ _WORDS = {
     "speculation.hedge": "a whole number of at least 0 and of at most 64, or auto",
     "edges.*.from": "the name of a stage",
     "edges.*.to": "the name of a stage",
+    "tiers": "a mapping from names of groups to their tiers",
+    "tiers.*.bits": "2, 4 or 8, or leave it out",
     "network.bind": "an address such as 127.0.0.1",
 }
 _UNIONS = {2: {"speculation.window", "speculation.depth", "speculation.hedge"}, 4: {"stages.*.steps.*"}}
 """Keys that take values of more than one kind, by how deep they lie."""
-_NAMED = ("groups", "stages")
+_NAMED = ("groups", "stages", "tiers")
 MISSING = "is missing"
 UNKNOWN_KEY = "is no known key"
 
@@ -93,7 +95,7 @@ def slot_at(path: KeyPath) -> Slot | None:
 
 
 def pattern(path: KeyPath) -> str:
-    """The path with `*` for names of groups and stages and for indices: `stages.*.steps`."""
+    """The path with `*` for names of groups and stages, also below `tiers`, and for indices: `stages.*.steps`."""
     return ".".join(
         "*" if isinstance(part, int) or (place == 1 and path[0] in _NAMED) else part for place, part in enumerate(path)
     )
@@ -117,7 +119,9 @@ def _expected(path: KeyPath) -> str:
     if isinstance(kind, type) and issubclass(kind, Enum):
         return f"write {_choice(member.value for member in kind)}"
     if any(isinstance(entry, BeforeValidator) and entry.func is parse_size for entry in slot.metadata):
-        return "write a size above 0 in bytes or with a unit, such as 4096, 64KiB or 1.5MiB"
+        none = any(isinstance(entry, annotated_types.Ge) for entry in slot.metadata)
+        what = "a size, or 0 for none," if none else "a size above 0"
+        return f"write {what} in bytes or with a unit, such as 4096, 64KiB or 1.5MiB"
     if kind is bool:
         return "write true or false"
     if kind is int or kind is float:

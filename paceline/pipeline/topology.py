@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field
 from paceline.pipeline.frozen import Frozen
 from paceline.pipeline.sizes import parse_size
 from paceline.pipeline.speculation.settings import LanguageSpec, SpeculationSpec
+from paceline.pipeline.tiers import TierSpec
 
 __all__ = [
     "CLEAN",
@@ -136,11 +137,14 @@ class ModelSpec(LanguageSpec):
 
 
 class ContextSpec(Frozen):
-    """Rolling KV: `sinks` first frames and the last `window` frames, read in one of four modes."""
+    """Rolling KV: `sinks` first frames and the last `window` frames, read in one of four modes; and a few older ones
+    that are recalled by pose."""
 
     mode: ContextMode = ContextMode.clean
     window: int = Field(8, ge=1)
     sinks: int = Field(1, ge=0)
+    recall: int = Field(0, ge=0, le=64)
+    """Older frames that are read beside these: those that show most of what they do not show of the view."""
     prompt: int = Field(4, ge=1)
     """True frames that a session starts from."""
 
@@ -191,6 +195,8 @@ class Topology(Frozen):
     groups: dict[Name, GroupSpec] = Field(min_length=1)
     stages: dict[Name, StageSpec] = Field(min_length=1)
     edges: tuple[EdgeSpec, ...] = ()
+    tiers: dict[Name, TierSpec] = Field({})
+    """By group."""
     deadline_ms: float | None = Field(None, gt=0)
     on_late: LatePolicy = LatePolicy.wait
     network: NetworkSpec = NetworkSpec()

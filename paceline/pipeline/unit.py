@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from paceline.pipeline.key import Key
+from paceline.pipeline.recall import View
 from paceline.pipeline.topology import ContextMode, Topology
 
 __all__ = ["Give", "ModelShape", "Row", "Unit", "UnitKind", "kv_part", "kv_run"]
@@ -32,12 +33,14 @@ class UnitKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Sizes that the plan and the credits need. Bytes are those of one frame."""
+    """What plans, credits and contexts need of a model. Bytes are those of one frame."""
 
     layers: int
     latent_bytes: int
     kv_layer_bytes: int
     frame_bytes: int
+    view: View | None = None
+    """What a frame shows, where frames can be recalled by pose"""
 
 
 @dataclass(frozen=True, slots=True)

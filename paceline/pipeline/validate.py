@@ -13,6 +13,7 @@ from paceline.pipeline.problem import Problem, nearest
 from paceline.pipeline.speculation.validate import check_speculation
 from paceline.pipeline.topology import LatePolicy, Schedule, StageKind, Topology, Transport
 from paceline.pipeline.validate_flow import check_cycle, check_item_path, check_kv_edges, check_steps
+from paceline.pipeline.validate_tiers import check_tiers, check_tiers_determinism
 
 __all__ = ["UNKNOWN", "check_world_size", "validate"]
 
@@ -246,5 +247,11 @@ _CHECKS: list[tuple[Check, str, str]] = [
     (_determinism, "deterministic stages.*.max_batch groups.*.threads groups.*.device stages.*.kind", ""),
     (_deadline, "on_late deadline_ms model.steps workload", ""),
     (_network, "network.bind network.curve", ""),
+    (check_tiers, "stages.*.kind stages.*.group workload speculation.drafter tiers.*.mode kinds placed-groups", ""),
+    (
+        check_tiers_determinism,
+        "stages.*.kind stages.*.group workload speculation.coupling deterministic tiers.*.mode tiers.*.bits kinds",
+        "",
+    ),
     (check_speculation, f"{_PLACES} {_ENDS} edges.*.via on_late deadline_ms kinds placed-groups edge-ends", ""),
 ]

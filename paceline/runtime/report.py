@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Sequence
-from statistics import median
+from collections.abc import Mapping, Sequence
+from statistics import mean, median
+from typing import Any
 
 from paceline.runtime.result import Event, RankReport, RunResult
 
-__all__ = ["merge", "peak_rss_bytes", "stage_ms"]
+__all__ = ["merge", "merge_tiers", "peak_rss_bytes", "stage_ms"]
 
 
 def peak_rss_bytes() -> int:
@@ -41,3 +42,16 @@ def stage_ms(events: Sequence[Event]) -> dict[str, float]:
     for (stage, *_), seconds in passes.items():
         by_stage.setdefault(stage, []).append(1000 * seconds)
     return {stage: median(values) for stage, values in sorted(by_stage.items())}
+
+
+def merge_tiers(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Statistics of several tier managers as one: counts and bytes are added up, of `max` the largest is taken and of
+    `mean` the mean."""
+    merged: dict[str, Any] = {}
+    for key in dict.fromkeys(key for part in parts for key in part):
+        values = [part[key] for part in parts if key in part]
+        if all(isinstance(value, Mapping) for value in values):
+            merged[key] = merge_tiers(values)
+        else:
+            merged[key] = max(values) if key == "max" else mean(values) if key == "mean" else sum(values)
+    return merged

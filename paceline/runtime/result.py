@@ -6,6 +6,8 @@ in the session, prompt included; `FrameTime` and `Decision` count generated fram
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 __all__ = [
@@ -117,6 +119,8 @@ class RankReport(msgspec.Struct, frozen=True):
     `kv_hash`)."""
     wait_s: float = 0.0
     """Seconds in which no unit was ready. What is neither busy nor waited is the runtime's own cost."""
+    tiers: dict[str, Any] | None = None
+    """What became of the blocks in its memory tiers, if it has any (`TierManager.statistics`)."""
 
 
 class RunResult(msgspec.Struct, frozen=True):

@@ -67,7 +67,7 @@ def _world_session(
     mode, steps = topology.context.mode, topology.model.steps
     prompt = topology.context.prompt
     end = prompt + spec.frames
-    context = Context(mode, steps, topology.context.window, topology.context.sinks, prompt, end)
+    context = Context.of(topology.context, steps, prompt, end, model.config.view)
     cache, table = FrameCache(model, prompt if spec.kv_hash else None), ConditionTable(model)
     latents: dict[int, torch.Tensor] = {}
     metas: dict[int, Meta] = {}
@@ -79,8 +79,10 @@ def _world_session(
         _wait_until(session.pacer.emit_at(frame - prompt) if frame >= prompt else None)
         tensors, metas[frame] = session.emit(frame)
         context.begin(frame, int(metas[frame].get("first_step", 0)))
-        cache.place(frame, condition_of(metas[frame]))
-        latents[frame] = tensors[0] if tensors else noise.at(frame, condition_of(metas[frame]))
+        condition = condition_of(metas[frame])
+        cache.place(frame, condition)
+        context.see(frame, (condition.pose_y, condition.pose_x))
+        latents[frame] = tensors[0] if tensors else noise.at(frame, condition)
 
     def run(frame: int, step: int) -> None:
         started = now()
@@ -118,7 +120,7 @@ def _world_session(
             if step >= context.first_step(frame):
                 run(frame, step)
         oldest = slot // stride - steps - topology.context.window - 1
-        cache.forget_before(oldest, topology.context.sinks)
+        cache.forget_before(oldest, topology.context.sinks, context.recallable)
         latents.pop(oldest, None)
         metas.pop(oldest, None)
     return cache.digests()

@@ -26,7 +26,7 @@ from paceline.runtime.errors import PacelineError, StageError
 from paceline.runtime.lane import Finished, Job, Lane
 from paceline.runtime.lanes import Lanes
 from paceline.runtime.rendezvous import Rendezvous
-from paceline.runtime.report import merge, peak_rss_bytes, stage_ms
+from paceline.runtime.report import merge, merge_tiers, peak_rss_bytes, stage_ms
 from paceline.runtime.result import Decision, RankReport, RunResult
 from paceline.runtime.session import Session
 from paceline.runtime.source_sink import SinkStage, SourceStage
@@ -36,7 +36,9 @@ from paceline.stages.base import Stage
 from paceline.stages.denoise import DenoiseStage
 from paceline.stages.dit import DiT, load_dit
 from paceline.stages.dit_config import find_weights
+from paceline.stages.frame_tiers import frame_tier_manager
 from paceline.stages.relay import DecodeStage, SleepStage
+from paceline.tiers.manager import TierManager
 
 __all__ = ["Worker", "run_rank"]
 
@@ -74,9 +76,11 @@ class Worker:
         self.coordinator = self.placement.rank_of(self._stage_of(StageKind.source), 0)
         mine = [s for stage, s in streams if topology.stages[stage].kind is StageKind.source]
         self.sessions = {session: Session(spec, session, run_dir, decisions) for session in mine}
+        self.tiers: dict[str, TierManager] = {}
+        """By denoise stage; a rank's budgets are shared out among its stages, as each may have a thread of its own."""
         self.stages: dict[str, Stage] = {}
         for name in {stage for stage, _ in streams}:
-            self.stages[name] = self._make(name, model, seeds)
+            self.stages[name] = self._make(name, model, seeds, sorted({stage for stage, _ in streams}))
         programs = [program_for(topology, self.shape, stage, s, spec.frames) for stage, s in streams]
         for program in programs:
             self.stages[program.stage].open(program.session, program)
@@ -90,7 +94,7 @@ class Worker:
     def _stage_of(self, kind: StageKind) -> str:
         return next(name for name, stage in self.topology.stages.items() if stage.kind is kind)
 
-    def _make(self, name: str, model: DiT | None, seeds: dict[int, int]) -> Stage:
+    def _make(self, name: str, model: DiT | None, seeds: dict[int, int], beside: Sequence[str]) -> Stage:
         spec = self.topology.stages[name]
         match spec.kind:
             case StageKind.source:
@@ -103,7 +107,19 @@ class Worker:
             raise PacelineError(f"stage {name} needs a model, and workload {self.topology.workload!r} has none")
         if spec.kind is StageKind.decode:
             return DecodeStage(model.config.grid_y)
-        return DenoiseStage(model, self.topology, name, seeds, self.spec.kv_hash)
+        if self.group in self.topology.tiers:
+            kinds = [self.topology.stages[stage].kind for stage in beside]
+            self.tiers[name] = frame_tier_manager(
+                self.topology.tiers[self.group],
+                model.config,
+                kinds.count(StageKind.denoise),
+                self.topology.context.recall,
+                self.device,
+                self.topology.model.weights,
+                name,
+                self.rank,
+            )
+        return DenoiseStage(model, self.topology, name, seeds, self.spec.kv_hash, self.tiers.get(name))
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -127,6 +143,8 @@ class Worker:
         for session in self.sessions.values():
             session.close()
         report = self._report(now() - started)
+        for manager in self.tiers.values():
+            manager.close_all()
         if self.rank != self.coordinator:
             self.endpoint.control(self.coordinator, _REPORT, msgspec.msgpack.encode(report))
             self._until(_STOP, 1)
@@ -296,6 +314,7 @@ class Worker:
             edges=self.endpoint.uses(),
             kv_sha256=digests,
             wait_s=self.timeline.wait_s,
+            tiers=merge_tiers([manager.statistics() for manager in self.tiers.values()]) if self.tiers else None,
         )
 
 

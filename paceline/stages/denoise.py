@@ -15,9 +15,11 @@ from paceline.pipeline.times import step_times
 from paceline.pipeline.topology import Topology
 from paceline.stages.dit import DiT, FrameCondition
 from paceline.stages.frame_cache import FrameCache
+from paceline.stages.frame_tiers import FrameTiers
 from paceline.stages.item import Item, Key, Meta
 from paceline.stages.noise import StartNoise
 from paceline.stages.passes import ConditionTable, Pass, run_layers
+from paceline.tiers.manager import TierManager
 
 __all__ = ["DenoiseStage", "condition_of", "pass_times"]
 
@@ -50,11 +52,21 @@ class _Session:
 class DenoiseStage:
     """Runs the units of its streams; holds latents between its own steps and KV as long as some pass reads it."""
 
-    def __init__(self, model: DiT, topology: Topology, stage: str, seed_of: dict[int, int], kv_hash: bool) -> None:
+    def __init__(
+        self,
+        model: DiT,
+        topology: Topology,
+        stage: str,
+        seed_of: dict[int, int],
+        kv_hash: bool,
+        tiers: TierManager | None = None,
+    ) -> None:
+        """`tiers`: where KV that lasts lies; None for plain tensors."""
         self.model, self.topology, self.stage = model, topology, stage
         self.steps = topology.stage_steps(stage)
         self._seed_of = seed_of
         self._kv_hash = kv_hash
+        self.tiers = tiers
         self._table = ConditionTable(model)
         self._sessions: dict[int, _Session] = {}
 
@@ -70,13 +82,16 @@ class DenoiseStage:
 
     def open(self, session: int, program: Program) -> None:
         """Make ready for a session."""
-        cache = FrameCache(self.model, program.prompt if self._kv_hash else None)
+        context, tiers = program.context, None
+        if self.tiers is not None:
+            tiers = FrameTiers(self.tiers, self.model.config.tokens, context.sinks, context.lasting)
+        cache = FrameCache(self.model, program.prompt if self._kv_hash else None, tiers)
         noise = StartNoise(self.model.config, self._seed_of[session], self.device)
-        self._sessions[session] = _Session(noise, program.context, cache)
+        self._sessions[session] = _Session(noise, context, cache)
 
     def close(self, session: int) -> None:
         """Free the session's state."""
-        del self._sessions[session]
+        self._sessions.pop(session).cache.close()
 
     def digests(self, session: int) -> dict[int, str]:
         """SHA-256 by level of all KV computed here for a session."""
@@ -110,6 +125,8 @@ class DenoiseStage:
         given = [[self._item(unit, give) for give in unit.gives] for unit in units]
         for unit in units:
             self._forget(unit)
+        if self.tiers is not None and units[0].rows and units[0].layers[1] == self.model.config.layers:
+            self.tiers.step()
         return given
 
     # -- taking in -----------------------------------------------------------------------------------------------------
@@ -123,9 +140,19 @@ class DenoiseStage:
             frame = item.key.position
             state.metas[frame] = item.meta
             state.context.begin(frame, int(item.meta.get("first_step", 0)))
-            state.cache.place(frame, condition_of(item.meta))
+            condition = condition_of(item.meta)
+            state.cache.place(frame, condition)
+            self._see(state, frame, condition)
             if item.tensors:
                 state.latents[frame] = item.tensors[0].to(self.device)
+
+    def _see(self, state: _Session, frame: int, condition: FrameCondition) -> None:
+        """What a frame recalls is known before its latent is computed on."""
+        context = state.context
+        for other in context.see(frame, (condition.pose_y, condition.pose_x)):
+            for level in context.recallable:
+                state.cache.keep(other, level, dict.fromkeys(self.steps, frame - 1))
+        state.cache.prefetch(context.recalled(frame))
 
     def _take_kv(self, state: _Session, item: Item) -> None:
         level, first = divmod(item.key.part, self.model.config.layers)
@@ -137,6 +164,8 @@ class DenoiseStage:
             state.cache.put(frame, level, first + offset, k_HND, v_HND, own=False)
 
     def _keep(self, state: _Session, frame: int, level: int) -> None:
+        if level in state.context.recallable:
+            return  # until another frame takes its place: see `_see`
         until = {step: state.context.last_reader(frame, level, step) for step in self.steps}
         # KV made here for others alone lives until it was sent, which is before its own pass is over.
         until = {step: last for step, last in until.items() if last >= 0}
@@ -190,7 +219,7 @@ class DenoiseStage:
         state = self._sessions[unit.session]
         state.cache.forget(state.done)
         oldest = unit.rows[-1].frame - self.topology.model.steps - 1
-        state.cache.forget_before(oldest - state.context.window, state.context.sinks)
+        state.cache.forget_before(oldest - state.context.window, state.context.sinks, state.context.recallable)
         for held in (state.latents, state.metas):
             for frame in [f for f in held if f < oldest]:
                 del held[frame]

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from paceline.pipeline.recall import View
 from paceline.pipeline.unit import ModelShape
 
 __all__ = ["DiTConfig", "find_weights"]
@@ -53,10 +54,15 @@ class DiTConfig:
         return 2 * self.layers * self.tokens * self.width * bytes_per_value
 
     @property
+    def view(self) -> View:
+        """What a frame shows: tokens are two half tokens high and wide, poses count half tokens."""
+        return View(self.torus, 2 * self.grid_y, 2 * self.grid_x)
+
+    @property
     def shape(self) -> ModelShape:
         """Sizes for plans and credits. Latents are floats, a finished frame bytes."""
         values = self.tokens * self.token_dim
-        return ModelShape(self.layers, 4 * values, self.kv_bytes() // self.layers, values)
+        return ModelShape(self.layers, 4 * values, self.kv_bytes() // self.layers, values, self.view)
 
     @classmethod
     def read(cls, path: Path) -> DiTConfig:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Container, Sequence
+from itertools import groupby
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from paceline.pipeline.context import Read
 from paceline.stages.dit import DiT, FrameCondition
+from paceline.stages.frame_tiers import FrameTiers
 
 __all__ = ["FrameCache"]
 
@@ -26,36 +30,45 @@ class Digest(Protocol):
 class FrameCache:
     """KV before rotation, each `[H, N, D]`, plus what a reader needs to rotate it.
 
-    Bounded: `forget` drops what no later pass reads, so the size does not grow with the session.
+    Bounded: `forget` drops what no later pass reads. Without recall the size does not grow with the session; with it,
+    up to a frame for every pose is kept, and `tiers` are where those lie.
     """
 
-    def __init__(self, model: DiT, hash_from: int | None = None) -> None:
+    def __init__(self, model: DiT, hash_from: int | None = None, tiers: FrameTiers | None = None) -> None:
         """`hash_from`: the first frame whose KV is hashed, or None for no hashing."""
         self._model = model
+        self._tiers = tiers
         self._kv: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        self._layers: dict[tuple[int, int], int] = {}
+        """By frame and level: layers that have come"""
         self._until: dict[tuple[int, int], dict[int, int]] = {}
+        self._pose: dict[int, tuple[int, int]] = {}
         self._space: dict[int, Tensor] = {}
         self._hash_from = hash_from
         self._digests: dict[int, Digest] = {}
 
     def place(self, frame: int, condition: FrameCondition) -> None:
         """Note where a frame looks, before any KV of it is put or read."""
-        if frame not in self._space:
-            device = self._model.place.device
-            pose_y = torch.tensor(condition.pose_y, device=device)
-            pose_x = torch.tensor(condition.pose_x, device=device)
-            self._space[frame] = self._model.space_rotation(pose_y, pose_x)
+        self._pose[frame] = condition.pose_y, condition.pose_x
 
     def space(self, frame: int) -> Tensor:
         """Spatial rotation of a frame's tokens, complex `[N, P_y + P_x]`."""
-        return self._space[frame]
+        found = self._space.get(frame)
+        if found is None:
+            pose_y, pose_x = torch.tensor(self._pose[frame], device=self._model.place.device).unbind()
+            found = self._space[frame] = self._model.space_rotation(pose_y, pose_x)
+        return found
 
     def put(self, frame: int, level: int, layer: int, k_HND: Tensor, v_HND: Tensor, own: bool = True) -> None:
         """Add one layer. Layers of a (frame, level) come in order. `own` is False for KV that came from elsewhere."""
-        layers = self._kv.setdefault((frame, level), [])
-        if layer != len(layers):
-            raise ValueError(f"KV of frame {frame} level {level}: layer {layer} came, {len(layers)} was next")
-        layers.append((k_HND, v_HND))
+        came = self._layers.get((frame, level), 0)
+        if layer != came:
+            raise ValueError(f"KV of frame {frame} level {level}: layer {layer} came, {came} was next")
+        self._layers[frame, level] = layer + 1
+        if self._tiers is not None and self._tiers.takes(level):
+            self._tiers.put(frame, level, layer, k_HND, v_HND)
+        else:
+            self._kv.setdefault((frame, level), []).append((k_HND, v_HND))
         if own and self._hash_from is not None and frame >= self._hash_from:
             digest = self._digests.setdefault(level, hashlib.sha256())
             for tensor in (k_HND, v_HND):
@@ -63,10 +76,36 @@ class FrameCache:
 
     def get(self, frame: int, level: int, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of one layer, each `[H, N, D]`."""
-        return self._kv[frame, level][layer]
+        ((k_HND, v_HND),) = self.context((Read(frame, level),), layer)
+        return k_HND, v_HND
+
+    def context(self, reads: Sequence[Read], layer: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of one layer of some frames in their order, in pieces `[H, M, D]` of one frame or more."""
+        if self._tiers is None:
+            return [self._kv[read.frame, read.level][layer] for read in reads]
+        pieces: list[tuple[Tensor, Tensor]] = []
+        for tiered, group in groupby(reads, key=lambda read: self._tiered(read.level)):
+            if tiered:
+                pieces.append(self._tiers.read(list(group), layer))
+            else:
+                pieces += [self._kv[read.frame, read.level][layer] for read in group]
+        return pieces
+
+    def _tiered(self, level: int) -> bool:
+        return self._tiers is not None and self._tiers.takes(level)
+
+    def prefetch(self, frames: Sequence[int]) -> None:
+        """Frames that will be read soon."""
+        if self._tiers is not None and frames:
+            self._tiers.prefetch(frames)
+
+    def look(self, reads: Sequence[Read], layer: int, q_HND: Tensor, k_HMD: Tensor) -> None:
+        """See where attention falls, if anybody wants to know; queries and keys are rotated."""
+        if self._tiers is not None:
+            self._tiers.look(reads, layer, q_HND, k_HMD)
 
     def keep(self, frame: int, level: int, until: dict[int, int]) -> None:
-        """Note how long KV is read: by step, the last frame whose pass reads it."""
+        """Note how long KV is read: by step, the last frame whose pass reads it. What is not noted is kept."""
         self._until[frame, level] = until
 
     def forget(self, done: dict[int, int]) -> None:
@@ -78,21 +117,39 @@ class FrameCache:
         ]
         for entry in dead:
             del self._until[entry]
-            self._kv.pop(entry, None)
+            self._drop(*entry)
 
-    def forget_before(self, oldest: int, sinks: int) -> None:
-        """Drop all that is known of frames before `oldest` but the first `sinks`."""
-        for entry in [e for e in self._kv if sinks <= e[0] < oldest]:
-            del self._kv[entry]
+    def forget_before(self, oldest: int, sinks: int, recallable: Container[int] = ()) -> None:
+        """Drop all that is known of frames before `oldest` but the first `sinks`, and but KV of levels that may be
+        recalled."""
+        for entry in [e for e in self._layers if sinks <= e[0] < oldest and e[1] not in recallable]:
+            self._until.pop(entry, None)
+            self._drop(*entry)
+        # A recalled frame's rotation is looked up anew: it is small work, and the table need not grow.
         for frame in [f for f in self._space if sinks <= f < oldest]:
             del self._space[frame]
+        if len(self._pose) > 2 * len(self._layers) + 64:
+            read = {frame for frame, _ in self._layers}
+            for frame in [f for f in self._pose if sinks <= f < oldest and f not in read]:
+                del self._pose[frame]
+
+    def _drop(self, frame: int, level: int) -> None:
+        self._layers.pop((frame, level), None)
+        self._kv.pop((frame, level), None)
+        if self._tiers is not None:
+            self._tiers.drop(frame, level)
+
+    def close(self) -> None:
+        """Free what others keep for it."""
+        if self._tiers is not None:
+            self._tiers.close()
 
     @property
     def nbytes(self) -> int:
         """Bytes of all KV held."""
-        return sum(
-            tensor.numel() * tensor.element_size() for layers in self._kv.values() for kv in layers for tensor in kv
-        )
+        tensors = [tensor for layers in self._kv.values() for kv in layers for tensor in kv]
+        held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return held + (0 if self._tiers is None else self._tiers.nbytes)
 
     def digests(self) -> dict[int, str]:
         """SHA-256 by level of all KV computed here."""

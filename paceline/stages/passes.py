@@ -134,11 +134,12 @@ def _attend(passes: list[Pass], layer: int, q_RHND: Tensor, k_RHND: Tensor, v_RH
     through one call."""
     queries, keys, values = [], [], []
     for index, p in enumerate(passes):
-        context = [p.cache.get(read.frame, read.level, layer) for read in p.reads]
+        context = p.cache.context(p.reads, layer)
         k_HMD = torch.cat([*(k for k, _ in context), k_RHND[index]], dim=1)
         values.append(torch.cat([*(v for _, v in context), v_RHND[index]], dim=1))
         keys.append(rotate(k_HMD, p.rotation_MP))
         queries.append(rotate(q_RHND[index], p.rotation_NP))
+        p.cache.look(p.reads, layer, queries[-1], keys[-1])
     if len({k.shape[1] for k in keys}) == 1:
         return F.scaled_dot_product_attention(_rows(queries), _rows(keys), _rows(values))
     rows = [

@@ -46,10 +46,36 @@ OPTIONS = {
         "--ignore-eos",
         "--plain",
         "--serial",
+        "--out",
         "--set",
         "--json",
         "--quiet",
         "--hang-timeout",
+        "--debug",
+    ],
+    "trace": [],
+    "trace record": [
+        "--out",
+        "--prompt",
+        "--prompts",
+        "--max-tokens",
+        "--seed",
+        "--temperature",
+        "--ignore-eos",
+        "--set",
+        "--json",
+        "--debug",
+    ],
+    "trace replay": [
+        "--policy",
+        "--hbm",
+        "--dram",
+        "--bandwidth",
+        "--hysteresis",
+        "--refresh",
+        "--option",
+        "--partial",
+        "--json",
         "--debug",
     ],
 }
@@ -76,11 +102,14 @@ def test_the_command_line_is_frozen() -> None:
     code, shown, _ = invoke("--help")
     assert code == 0
     commands = re.findall(r"^  ([a-z]+)  ", shown.partition("Commands:")[2], re.MULTILINE)
-    assert commands == ["validate", "plan", "run", "generate"]
+    assert commands == ["validate", "plan", "run", "generate", "trace"]
     assert _options(shown) == OPTIONS["paceline"]
-    for command in commands:
-        _, shown, _ = invoke(command, "--help")
-        assert "TOPOLOGY" in shown.splitlines()[0]
+    _, shown, _ = invoke("trace", "--help")
+    assert re.findall(r"^  ([a-z]+)  ", shown.partition("Commands:")[2], re.MULTILINE) == ["record", "replay"]
+    for command in OPTIONS.keys() - {"paceline"}:
+        _, shown, _ = invoke(*command.split(), "--help")
+        argument = {"trace": "COMMAND", "trace replay": "FILE"}.get(command, "TOPOLOGY")
+        assert argument in shown.splitlines()[0]
         assert _options(shown) == OPTIONS[command]
 
 

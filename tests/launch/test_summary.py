@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from typing import Any
 
 import msgspec
 from rich.console import Console
@@ -51,6 +52,30 @@ def test_numbers() -> None:
     assert summary["decisions"] == [{"session": 0, "frame": 3, "what": "fewer_steps", "value": 1}]
     assert summary["machine"]["threads"] == 3
     assert [edge["items"] for edge in summary["edges"]] == [8]
+
+
+def test_tiers_of_a_group_are_those_of_its_ranks_together() -> None:
+    found = result()
+    assert summarize(SPEC, found)["tiers"] == {}
+
+    def statistics(hbm: int, omitted: float, **errors: int) -> dict[str, Any]:
+        return {
+            "hits": {"hbm": hbm, "dram": 2}, "lookups": hbm + 2, "errors": errors,
+            "omitted_mass": {"max": omitted, "mean": omitted},
+        }  # fmt: skip
+
+    first, second = found.ranks
+    ranks = [
+        msgspec.structs.replace(first, tiers=statistics(5, 0.1, checksum=1)),
+        msgspec.structs.replace(second, group=first.group, tiers=statistics(7, 0.3)),
+    ]
+    tiers = summarize(SPEC, msgspec.structs.replace(found, ranks=ranks))["tiers"]
+    assert tiers == {
+        first.group: {
+            "hits": {"hbm": 12, "dram": 4}, "lookups": 16, "errors": {"checksum": 1},
+            "omitted_mass": {"max": 0.3, "mean": 0.2},
+        }
+    }  # fmt: skip
 
 
 def test_names_that_scripts_rely_on() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.pipeline.context import Context, Read, level_read, slot_of
+from paceline.pipeline.recall import View
 from paceline.pipeline.topology import ContextMode
 
 
@@ -66,14 +69,18 @@ def test_a_frame_begins_at_most_one_step_before_its_predecessor() -> None:
     assert Context(ContextMode.clean, 4, 2, 0, 1, 20, {5: 3}).earliest_step(6) == 0
 
 
+VIEW = View(6, 2, 3)
+
+
 @st.composite
-def contexts(draw: st.DrawFn) -> Context:
+def contexts(draw: st.DrawFn, most_recalled: int = 0) -> Context:
     steps = draw(st.integers(1, 5))
     prompt = draw(st.integers(1, 4))
     end = prompt + draw(st.integers(1, 14))
     context = Context(
-        draw(st.sampled_from(ContextMode)), steps, draw(st.integers(1, 6)), draw(st.integers(0, 4)), prompt, end
-    )
+        draw(st.sampled_from(ContextMode)), steps, draw(st.integers(1, 6)), draw(st.integers(0, 4)), prompt, end,
+        recall=draw(st.integers(min(most_recalled, 1), most_recalled)), view=VIEW,
+    )  # fmt: skip
     for frame in range(prompt, end):
         context.begin(frame, max(draw(st.integers(0, steps - 1)), context.earliest_step(frame)))
     return context
@@ -107,3 +114,50 @@ def test_in_lock_step_every_read_was_computed_before(context: Context) -> None:
                 made = slot_of(context.mode, context.steps, read.frame, read.level)
                 # In one slot the later step comes first.
                 assert (made, -read.level) < (slot, -step) or made < slot
+
+
+@given(contexts(most_recalled=3), st.randoms(use_true_random=False))
+def test_what_is_recalled_has_come_and_is_still_there(context: Context, random: Random) -> None:
+    poses = [(random.randrange(6), random.randrange(6)) for _ in range(context.end)]
+    given_up: dict[int, int] = {}
+    for frame in range(context.end):
+        given_up |= {other: frame for other in context.see(frame, poses[frame])}
+        steps = [context.steps] if frame < context.prompt else range(context.first_step(frame), context.steps + 1)
+        for step in steps:
+            reads = context.reads(frame, step)
+            assert [read.frame for read in reads] == sorted({read.frame for read in reads})
+            for read in reads:
+                assert context.last_reader(read.frame, read.level, step) >= frame
+                assert frame < given_up.get(read.frame, context.end) or frame - read.frame <= context.window
+                if read.frame in context.recalled(frame):
+                    assert frame - read.frame > context.reach
+                    assert read.level in context.recallable
+                    slot = slot_of(context.mode, context.steps, frame, step)
+                    if read.frame >= context.prompt:
+                        assert slot_of(context.mode, context.steps, read.frame, read.level) < slot
+
+
+@given(contexts(most_recalled=3), st.randoms(use_true_random=False))
+def test_arrivals_bring_all_that_any_session_recalls(context: Context, random: Random) -> None:
+    """For every step, what a pass reads has arrived for it or an earlier pass, whatever the poses are."""
+    poses = [(random.randrange(6), random.randrange(6)) for _ in range(context.end)]
+    for step in range(context.steps + 1):
+        walk = Context(
+            context.mode, context.steps, context.window, context.sinks, context.prompt, context.end,
+            context.first_steps, context.recall, VIEW,
+        )  # fmt: skip
+        came: set[Read] = set()
+        for frame in range(context.end):
+            walk.see(frame, poses[frame])
+            came |= set(walk.arrivals(frame, step))
+            assert set(walk.reads(frame, step)) <= came
+            for read in walk.arrivals(frame, step):
+                assert walk.last_reader(read.frame, read.level, step) >= frame
+
+
+def test_without_poses_nothing_is_recalled_in_silence() -> None:
+    blind = Context(ContextMode.clean, 1, 2, 1, 1, 20, recall=1)
+    with pytest.raises(ValueError, match="what a view shows"):
+        blind.see(0, (0, 0))
+    with pytest.raises(ValueError, match="call see"):
+        Context(ContextMode.clean, 1, 2, 1, 1, 20, recall=1, view=VIEW).reads(5, 0)

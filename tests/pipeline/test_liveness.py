@@ -47,6 +47,7 @@ def tight(draw: st.DrawFn) -> Topology:
         mode=draw(st.sampled_from(ContextMode)),
         window=draw(st.integers(1, 4)),
         sinks=draw(st.integers(0, 2)),
+        recall=draw(st.integers(0, 1)),
         layers=draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)),
     )
     size = st.sampled_from([1_000, 10_000, 20_000, 40_000, 2**26])

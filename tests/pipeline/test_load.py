@@ -71,7 +71,7 @@ BROKEN = {
         "zzz: 1\nschedule:",
         [
             "FILE:2: zzz: is no known key; known are name, workload, seed, deterministic, schedule, model, context, "
-            "speculation, groups, stages, edges, deadline_ms, on_late, network, inject"
+            "speculation, groups, stages, edges, tiers, deadline_ms, on_late, network, inject"
         ],
     ),
     "misspelt section": ("stages:", "stagess:", ["FILE:8: stagess: is no known key; did you mean 'stages'?"]),

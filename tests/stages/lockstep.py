@@ -6,6 +6,7 @@ The order is drawn from a seed, so that every interleaving that real timing coul
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 from paceline.kernels.philox import session_seed
@@ -19,17 +20,27 @@ from paceline.stages.denoise import DenoiseStage
 from paceline.stages.dit import DiT
 from paceline.stages.item import Item
 from paceline.stages.relay import DecodeStage
+from paceline.tiers.manager import TierManager
 
 
 class Lockstep:
     """Streams of every stage and session, and the items between them."""
 
-    def __init__(self, topology: Topology, model: DiT, frames: int, sessions: int, run_dir: Path) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        model: DiT,
+        frames: int,
+        sessions: int,
+        run_dir: Path,
+        tiers: Callable[[str], TierManager] | None = None,
+    ) -> None:
+        """`tiers` makes the memory tiers of a denoise stage."""
         self.spec = RunSpec(topology, frames, sessions, topology.seed, kv_hash=True)
         self.topology = topology
         self.sessions = {s: Session(self.spec, s, run_dir, None) for s in range(sessions)}
         config = model.config
-        self.shape = ModelShape(config.layers, 0, 0, 0)
+        self.shape = ModelShape(config.layers, 0, 0, 0, config.view)
         seeds = {s: session_seed(topology.seed, s) for s in range(sessions)}
         self.stages: dict[tuple[str, int], object] = {}
         self.programs: list[Program] = []
@@ -44,7 +55,7 @@ class Lockstep:
                     case StageKind.decode:
                         made = DecodeStage(config.grid_y)
                     case _:
-                        made = DenoiseStage(model, topology, name, seeds, True)
+                        made = DenoiseStage(model, topology, name, seeds, True, tiers(name) if tiers else None)
                 program = program_for(topology, self.shape, name, s, frames)
                 made.open(s, program)  # type: ignore[attr-defined]
                 self.stages[name, s] = made

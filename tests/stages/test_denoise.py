@@ -78,18 +78,38 @@ def test_any_order_gives_the_serial_bits(
     window=st.integers(1, 6),
     sinks=st.integers(0, 3),
     prompt=st.integers(1, 3),
+    recall=st.integers(0, 3),
     order=st.integers(0, 10_000),
 )
 def test_any_window_and_sinks(
-    mode: ContextMode, partition: list[list[int]], window: int, sinks: int, prompt: int, order: int,
+    mode: ContextMode, partition: list[list[int]], window: int, sinks: int, prompt: int, recall: int, order: int,
     model: DiT, weights: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
-    topology = build(weights, mode.value, partition, window=window, sinks=sinks, prompt=prompt)
-    serial = run_serial(RunSpec(topology, 6, 1, 0, kv_hash=True), tmp_path)
-    net = Lockstep(topology, model, 6, 1, tmp_path)
+    topology = build(weights, mode.value, partition, window=window, sinks=sinks, prompt=prompt, recall=recall)
+    serial = run_serial(RunSpec(topology, 8, 1, 0, kv_hash=True), tmp_path)
+    net = Lockstep(topology, model, 8, 1, tmp_path)
     net.run(random.Random(order))
     assert net.kv() == serial.ranks[0].kv_sha256
     assert net.outputs() == [serial.sessions[0].outputs_sha256]
+
+
+@pytest.mark.parametrize("partition", [[[0], [1, 2]], [[0, 1, 2, 3, 4], [5, 6]]], ids=str)
+@pytest.mark.parametrize("mode", list(ContextMode))
+def test_recall_gives_the_serial_bits_and_other_frames(
+    mode: ContextMode, partition: list[list[int]], model: DiT, weights: Path, tmp_path: Path
+) -> None:
+    """Also where steps outnumber the window, so that frames behind it are still in work."""
+    outputs = set()
+    for recall in (0, 2):
+        topology = build(weights, mode.value, partition, window=2, recall=recall)
+        serial = run_serial(RunSpec(topology, 14, 1, 0, kv_hash=True), tmp_path)
+        net = Lockstep(topology, model, 14, 1, tmp_path)
+        net.run(random.Random(0))
+        assert net.kv() == serial.ranks[0].kv_sha256
+        assert net.outputs() == [serial.sessions[0].outputs_sha256]
+        assert not net.box
+        outputs.add(net.outputs()[0])
+    assert len(outputs) == 2, "nothing was recalled"
 
 
 @pytest.mark.parametrize("mode", list(ContextMode))
@@ -106,10 +126,10 @@ def test_joint_forward_agrees_with_single_rows(
         put(self, frame, level, layer, k, v, own)  # type: ignore[arg-type]
 
     monkeypatch.setattr(FrameCache, "put", keep)
-    topology = build(weights, mode.value, [[0, 1, 2, 3]], schedule="batched")
-    run_serial(RunSpec(topology, 8, 1, 0), tmp_path)
+    topology = build(weights, mode.value, [[0, 1, 2, 3]], schedule="batched", recall=1)
+    run_serial(RunSpec(topology, 10, 1, 0), tmp_path)
     who[0] = "batched"
-    Lockstep(topology, model, 8, 1, tmp_path).run(random.Random(0))
+    Lockstep(topology, model, 10, 1, tmp_path).run(random.Random(0))
     names = {key[1:] for key in kept if key[0] == "serial"}
     assert names == {key[1:] for key in kept if key[0] == "batched"}
     for name in names:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from paceline.pipeline.recall import Recall
 from paceline.pipeline.times import step_times
 from paceline.stages.patches import patchify
 from tests.zoo.helpers import small_model
-from zoo.world.rollout import _Player, level_read, record, rollout
+from zoo.world.rollout import WINDOW, Record, _Player, level_read, record, rollout
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -60,23 +61,57 @@ def test_cascade_is_one_joint_forward_over_the_frames_in_flight() -> None:
     torch.testing.assert_close(found, expected[:, 5], **TOLERANCE)
 
 
-def test_window_and_clamped_first_frame() -> None:
-    # In one layer keys do not depend on what a frame read, so a training sequence with a gap tells what frame 20 sees.
-    model, truth = small_model(layers=1), record([1], 21)
-    player = _Player(model, truth, "clean", 1)
+def recalled(truth: Record, count: int) -> list[list[tuple[int, ...]]]:
+    """By world and frame: what it recalls."""
+    view = small_model().config.view
+    recalls = [Recall(count, WINDOW, 1, WINDOW, len(truth.pose) + 1, view) for _ in range(truth.pose.shape[1])]
+    for frame, poses in enumerate(truth.pose.tolist()):
+        for recall, (y, x) in zip(recalls, poses, strict=True):
+            recall.see(frame, (y, x))
+    return [[recall.frames(frame) for frame in range(len(truth.pose))] for recall in recalls]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_window_recalled_frames_and_clamped_first_frame(count: int) -> None:
+    # In one layer keys do not depend on what a frame read, so a training sequence with gaps tells what a frame sees.
+    model, truth = small_model(layers=1), record([1], 64)
+    chosen = recalled(truth, count)[0] if count else [()] * 64
+    last = next(frame for frame in range(20, 64) if len(chosen[frame]) == count)
+    player = _Player(model, truth, "clean", 1, count)
     x = patchify(torch.from_numpy(truth.frames)).transpose(0, 1).contiguous()
-    for frame in range(20):
+    for frame in range(last):
         player.finish(frame, x[:, frame])
-    found = player.forward(20, 0, x[:, 20], 1.0, 0.0)
-    frames = [0, *range(12, 21)]
-    t = torch.zeros(1, 10)
+    found = player.forward(last, 0, x[:, last], 1.0, 0.0)
+    frames = [0, *chosen[last], *range(last - 8, last + 1)]
+    t = torch.zeros(1, len(frames))
     t[:, -1] = 1.0
     action, heading, pose = (
         torch.from_numpy(a)[frames].transpose(0, 1) for a in (truth.action, truth.heading, truth.pose)
     )
-    index = torch.tensor([[0, *range(4, 13)]])
-    expected = model(x[:, frames], t, torch.zeros(1, 10), action, heading, pose, index)
+    index = torch.tensor([[max(frame - last, -12) + 12 for frame in frames]])  # distances are clamped at 12
+    expected = model(x[:, frames], t, torch.zeros(1, len(frames)), action, heading, pose, index)
     torch.testing.assert_close(found, expected[:, -1], **TOLERANCE)
+
+
+def test_each_world_recalls_its_own_frames() -> None:
+    """Worlds side by side, which recall different numbers of frames, come out as each of them alone."""
+    model, together = small_model(layers=2), record([1, 2, 3], 32)
+    counts = [[len(frames) for frames in world] for world in recalled(together, 2)]
+    assert any(len(set(column)) > 1 for column in zip(*counts, strict=True)), "no frame shows the difference"
+    noise = noisy(torch.Size((32, 3, 64, 48)))
+
+    def play(truth: Record, worlds: list[int], recall: int) -> torch.Tensor:
+        player = _Player(model, truth, "cascade", 2, recall)
+        made = []
+        for frame in range(32):
+            made.append(player.frame(frame, noise[frame, worlds]))
+            player.finish(frame, made[-1])
+        return torch.stack(made, dim=1)
+
+    made = play(together, [0, 1, 2], 2)
+    for world in range(3):
+        torch.testing.assert_close(play(record([world + 1], 32), [world], 2)[0], made[world], atol=1e-3, rtol=1e-3)
+    assert (play(together, [0, 1, 2], 0) - made).abs().max() > 0.1
 
 
 def test_rollout_shows_the_prompt_and_repeats_itself() -> None:

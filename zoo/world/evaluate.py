@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, default=Path(__file__).parent / "weights.safetensors")
     parser.add_argument("--worlds", type=int, default=16)
     parser.add_argument("--frames", type=int, default=28, help="frames of a rollout, with the prompt of 4")
+    parser.add_argument("--recall", type=int, nargs="+", default=[0], help="older frames that a frame recalls by pose")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--threads", type=int, default=1)
@@ -226,17 +228,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     for steps, result in ahead.items():
         print(f"next frame, {steps} steps: {result.psnr:.1f} dB, tiles right {result.tile_accuracy:.4f}", flush=True)
     names = list(Scores.__dataclass_fields__)
-    print("  ".join(f"{n:>11}" for n in ["mode", "steps", *(n for n in names if n != "revisit")]), " revisit")
+    print("  ".join(f"{n:>11}" for n in ["mode", "steps", "recall", *(n for n in names if n != "revisit")]), " revisit")
     table: list[dict[str, object]] = []
     modes: list[ContextMode] = args.modes
     for mode in modes:
-        for steps in args.steps:
-            scores = score(rollout(model, truth, mode, steps), truth)
+        for steps, recall in product(args.steps, args.recall):
+            scores = score(rollout(model, truth, mode, steps, recall=recall), truth)
             row = asdict(scores)
             back = "  ".join(f"{lag}: {share:.3f} ({n})" for lag, (share, n) in scores.revisit.items())
             numbers = [f"{row[n]:11.3f}" for n in names if n != "revisit"]
-            print("  ".join([f"{mode:>11}", f"{steps:>11}", *numbers]), f" {back}", flush=True)
-            table.append({"mode": mode, "steps": steps, **row})
+            print("  ".join([f"{mode:>11}", f"{steps:>11}", f"{recall:>11}", *numbers]), f" {back}", flush=True)
+            table.append({"mode": mode, "steps": steps, "recall": recall, **row})
     if args.json is not None:
         report = {
             "worlds": args.worlds,

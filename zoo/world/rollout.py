@@ -9,7 +9,8 @@ keys and values of frame T - d at a level:
     matched     s
 
 Level S are the keys and values of a clean pass (t = r = 0) over the finished frame; prompt frames have them at every
-level. A frame reads the 8 frames before it and frame 0, whose distance is clamped.
+level. A frame reads the 8 frames before it and frame 0, whose distance is clamped; with recall also a few older frames,
+chosen by pose (`paceline.pipeline.recall`), each world its own.
 
 Shape suffixes: W worlds, T frames, N tokens, E token size, H heads, D head size.
 """
@@ -24,6 +25,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from paceline.pipeline.recall import Recall
 from paceline.pipeline.times import step_times
 from paceline.stages.dit import Block, DiT, rotate
 from paceline.stages.patches import decode, ground_noise, patchify
@@ -88,13 +90,17 @@ class _Cached:
 class _Player:
     """Computes frames of all worlds of a record, one forward after the other."""
 
-    def __init__(self, model: DiT, truth: Record, mode: ContextMode, steps: int) -> None:
-        self.model, self.mode, self.steps = model, mode, steps
+    def __init__(self, model: DiT, truth: Record, mode: ContextMode, steps: int, recall: int = 0) -> None:
+        self.model, self.mode, self.steps, self.recall = model, mode, steps, recall
         self.device = model.place.device
         self.action, self.heading, self.pose = (
             torch.from_numpy(x).to(self.device) for x in (truth.action, truth.heading, truth.pose)
         )
         self.cache: dict[int, _Cached] = {}
+        self.recalls = [
+            Recall(recall, WINDOW, 1, max(WINDOW, steps), steps + 2, model.config.view)
+            for _ in range(truth.pose.shape[1])
+        ]
 
     def _context(self, frame: int, step: int) -> list[tuple[int, list[tuple[Tensor, Tensor]]]]:
         """(frame, its layers) for every earlier frame that step `step` of `frame` reads."""
@@ -114,12 +120,10 @@ class _Player:
         modulation = model.condition(times[:, 0], times[:, 1], self.action[frame], self.heading[frame])
         context = self._context(frame, step)
         own = model.space_rotation(self.pose[frame, :, 0], self.pose[frame, :, 1])
-        rotations = []
-        for other, _ in context:
-            distance = torch.tensor(min(frame - other, model.config.max_distance), device=self.device)
-            space = model.space_rotation(self.pose[other, :, 0], self.pose[other, :, 1])
-            time = model.time_rotation(distance).expand(*space.shape[:-1], -1)
-            rotations.append(torch.cat([time, space], dim=-1)[:, None])
+        rotations = [self._rotation(frame, [other] * worlds) for other, _ in context]
+        recalled, mask = self._recalled(frame, step, len(context) + 1)
+        rotations += [rotation for rotation, _ in recalled]
+        context += [(-1, layers) for _, layers in recalled]
         now = model.time_rotation(torch.tensor(0, device=self.device)).expand(*own.shape[:-1], -1)
         here = torch.cat([now, own], dim=-1)[:, None]
         layers: list[tuple[Tensor, Tensor]] = []
@@ -133,15 +137,59 @@ class _Player:
             keys = [rotate(kv[layer][0], turn) for (_, kv), turn in zip(context, rotations, strict=True)]
             values = [kv[layer][1] for _, kv in context]
             k_all, v_all = torch.cat([*keys, rotate(k, here)], dim=2), torch.cat([*values, v], dim=2)
-            h = block.finish(h, nnf.scaled_dot_product_attention(rotate(q, here), k_all, v_all), mod)
+            h = block.finish(h, nnf.scaled_dot_product_attention(rotate(q, here), k_all, v_all, mask), mod)
         self.cache.setdefault(frame, _Cached()).levels[step] = layers
         return model.leave(h, modulation)
+
+    def _rotation(self, frame: int, others: list[int]) -> Tensor:
+        """Rotation of the keys of another frame in each world, as `frame` reads them: `[W, 1, N, P]`."""
+        worlds = torch.arange(len(others), device=self.device)
+        pose = self.pose[torch.tensor(others, device=self.device), worlds]
+        space = self.model.space_rotation(pose[:, 0], pose[:, 1])
+        lag = [min(frame - other, self.model.config.max_distance) for other in others]
+        time = self.model.time_rotation(torch.tensor(lag, device=self.device))[:, None]
+        return torch.cat([time.expand(*space.shape[:-1], -1), space], dim=-1)[:, None]
+
+    def _recalled(
+        self, frame: int, step: int, others: int
+    ) -> tuple[list[tuple[Tensor, list[tuple[Tensor, Tensor]]]], Tensor | None]:
+        """What the worlds recall, as (rotation, its layers), and which keys each world reads, `[W, 1, 1, M]`, where not
+        all recall as many frames: `others` other frames, then these, before the frame's own."""
+        for recall, pose in zip(self.recalls, self.pose[frame].tolist(), strict=True):
+            if recall.seen == frame:
+                recall.see(frame, (pose[0], pose[1]))
+        chosen = [recall.frames(frame) for recall in self.recalls] if self.recall else []
+        most = max(map(len, chosen), default=0)
+        found = []
+        worlds = range(len(chosen))
+        for place in range(most):
+            # A world that recalls fewer frames reads frame 0 there, under a mask.
+            other = [frames[place] if place < len(frames) else 0 for frames in chosen]
+            held = [self.cache[f].levels for f in other]
+            level = step if self.mode == "matched" else self.steps
+            layers = [levels[level if level in levels else self.steps] for levels in held]
+            kv = [
+                (
+                    torch.stack([layers[w][index][0][w] for w in worlds]),
+                    torch.stack([layers[w][index][1][w] for w in worlds]),
+                )
+                for index in range(len(layers[0]))
+            ]
+            found.append((self._rotation(frame, other), kv))
+        if all(len(frames) == most for frames in chosen):
+            return found, None
+        reads = [[True] * (others - 1) + [place < len(f) for place in range(most)] + [True] for f in chosen]
+        mask = torch.tensor(reads, device=self.device).repeat_interleave(self.model.config.tokens, dim=1)
+        return found, mask[:, None, None]
 
     def finish(self, frame: int, x: Tensor) -> None:
         """The clean pass over a finished frame; frames that left the window are forgotten."""
         self.forward(frame, self.steps, x, 0.0, 0.0)
         for old in [f for f in self.cache if 0 < f <= frame - WINDOW]:
-            del self.cache[old]
+            if not self.recall:
+                del self.cache[old]
+            elif self.mode != "matched" and old < frame - max(WINDOW, self.steps):
+                self.cache[old].levels = {self.steps: self.cache[old].levels[self.steps]}
 
     def frame(self, frame: int, noise: Tensor) -> Tensor:
         """All denoising steps of a frame."""
@@ -155,16 +203,18 @@ class _Player:
 
 @torch.no_grad()
 def rollout(
-    model: DiT, truth: Record, mode: ContextMode, steps: int, prompt: int = 4, seed: int = 0, forced: bool = False
-) -> Bytes:
-    """Frames `[T, W, 32, 32, 3]` that the model makes after `prompt` true ones, under the actions of the record.
+    model: DiT, truth: Record, mode: ContextMode, steps: int, prompt: int = 4, seed: int = 0, forced: bool = False,
+    recall: int = 0,
+) -> Bytes:  # fmt: skip
+    """Frames `[T, W, 32, 32, 3]` that the model makes after `prompt` true ones, under the actions of the record. Every
+    frame recalls at most `recall` older ones.
 
     With `forced` every frame is predicted from true earlier frames; then only the mode `clean` has a meaning, and
     `ValueError` is raised for another.
     """
     if forced and mode != "clean":
         raise ValueError(f"true earlier frames have no level for the context mode {mode!r}; use 'clean'")
-    player = _Player(model, truth, mode, steps)
+    player = _Player(model, truth, mode, steps, recall)
     draw = np.random.Generator(np.random.Philox(key=[seed, 0x6E6F697365]))
     fields = torch.from_numpy(draw.standard_normal((truth.frames.shape[1], 2 * TORUS, 2 * TORUS, 3), dtype=np.float32))
     out = []

@@ -12,7 +12,7 @@ import typer
 
 from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile
-from paceline.launch.commands.run import LAUNCHED
+from paceline.launch.commands.run import LAUNCHED, make_folder
 from paceline.launch.errors import ArgumentError
 from paceline.launch.failure import Failure
 from paceline.launch.summary import Summary
@@ -22,7 +22,7 @@ from paceline.pipeline.load import load_topology
 from paceline.pipeline.problem import TopologyError
 from paceline.pipeline.topology import Topology
 
-__all__ = ["generate"]
+__all__ = ["generate", "read_prompts"]
 
 
 @guarded
@@ -43,6 +43,7 @@ def generate(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end of text.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Decode without a drafter.")] = False,
     serial: Annotated[bool, typer.Option("--serial", help="Plain decoding in one process: the reference.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Collect texts, summary and pictures.")] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no text and, without --json, no summary.")] = False,
@@ -62,12 +63,13 @@ def generate(
         loaded = load_topology(topology, overrides or [], None if launched is None else launched.world_size)
         if loaded.workload != "language":
             raise ArgumentError(f"{topology} makes frames; start it with `paceline run`")
-        texts = _prompts(prompt or [], prompts)
+        texts = read_prompts(prompt or [], prompts)
         if launched is not None and serial:
             raise ArgumentError("--serial runs in one process; start it with `paceline generate`, without torchrun")
         spec_of = _checked(
             loaded, texts, max_tokens, loaded.seed if seed is None else seed,
             (temperature, top_k, top_p, repetition_penalty), tuple(stop or ()), ignore_eos, plain, serial,
+            None if out is None else out.resolve(),
         )  # fmt: skip
     except (TopologyError, ArgumentError) as error:
         if launched is not None:
@@ -79,12 +81,15 @@ def generate(
     if summary is not None:
         for warning in summary["warnings"]:
             print(f"paceline: warning: {warning}", file=sys.stderr, flush=True)
+        if out is not None and not quiet and not as_json:
+            print(f"outputs in {out.resolve()}")
         if as_json:
             print(json.dumps(summary))
         sys.stdout.flush()
 
 
-def _prompts(given: list[str], file: Path | None) -> tuple[str, ...]:
+def read_prompts(given: list[str], file: Path | None) -> tuple[str, ...]:
+    """Prompts from `--prompt` and `--prompts`. Raises `ArgumentError`."""
     texts = list(given)
     if file is not None:
         try:
@@ -120,10 +125,12 @@ def _checked(
     ignore_eos: bool,
     plain: bool,
     serial: bool,
+    out: Path | None,
 ) -> _Start:
     """Everything that can be known to be right before a process starts; returns what starts it."""
     # Imported here: Transformers takes seconds, and a wrong topology should not wait for it.
     from paceline.launch.language.start import start
+    from paceline.launch.language.tiers import check_tiers_hold
     from paceline.runtime.language.models import Models
     from paceline.runtime.language.spec import GenerateSpec
     from paceline.stages.lm.folder import ModelFolderError
@@ -135,7 +142,7 @@ def _checked(
         raise ArgumentError("--stop: an empty text ends everything; leave it out")
     try:
         params = SamplingParams(temperature, top_k, top_p, repetition_penalty, seed, topology.speculation.coupling)
-        spec = GenerateSpec(topology, prompts, max_tokens, seed, params, stop, ignore_eos, plain, serial)
+        spec = GenerateSpec(topology, prompts, max_tokens, seed, params, stop, ignore_eos, plain, serial, out)
         models = Models.of(spec)
         tokenizer = models.tokenizer()
         lengths = [len(tokenizer.encode(text)) for text in prompts]
@@ -153,4 +160,7 @@ def _checked(
                 f"prompt {number} has {length} tokens, with --max-tokens {max_tokens} that makes "
                 f"{length + max_tokens}, and the models take {limit}; ask for fewer or shorten it"
             )
+    check_tiers_hold(spec, models, lengths)
+    if out is not None:
+        make_folder(out)
     return lambda launched, show, hang_timeout, debug: start(spec, launched, show, hang_timeout, debug)

@@ -20,13 +20,14 @@ from paceline.launch.summary import Summary
 from paceline.launch.supervise import HANG_TIMEOUT_S
 from paceline.launch.torchrun import Launched, record_failure, run_launched
 from paceline.launch.weights import read_model_file
+from paceline.launch.world_tiers import check_world_tiers
 from paceline.pipeline.liveness import check_liveness
 from paceline.pipeline.load import load_topology
 from paceline.pipeline.problem import TopologyError
 from paceline.pipeline.topology import Schedule, Topology
 from paceline.runtime.spec import RunSpec
 
-__all__ = ["LAUNCHED", "run"]
+__all__ = ["LAUNCHED", "make_folder", "run"]
 
 LAUNCHED = object()
 """As the context's object: this process may be one rank among those that a launcher started."""
@@ -62,6 +63,8 @@ def run(
     first = launched is None or launched.rank == 0
     try:
         loaded = _check(topology, overrides or [], launched, serial, out, replay)
+        if not serial:
+            check_world_tiers(loaded, frames, sessions)
     except (TopologyError, ArgumentError) as error:
         if launched is not None:
             record_failure(Failure.of(launched.rank, error))
@@ -118,11 +121,12 @@ def _check(
     if replay is not None:
         read_journal(replay)
     if out is not None:
-        _make_folder(out)
+        make_folder(out)
     return topology
 
 
-def _make_folder(out: Path) -> None:
+def make_folder(out: Path) -> None:
+    """Make the folder of `--out`. Raises `ArgumentError`."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

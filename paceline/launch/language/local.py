@@ -11,6 +11,7 @@ import msgspec
 
 from paceline.launch.errors import RunFailedError
 from paceline.launch.interrupts import Interrupts
+from paceline.launch.language.outputs import write_language_outputs
 from paceline.launch.language.spec_file import write_generate_spec
 from paceline.launch.language.summary import summarize_language
 from paceline.launch.process import WorkerCommand
@@ -62,7 +63,10 @@ def generate_local(
             raise RunFailedError(f"{commands[home].name} ended well but left no result; this is a bug") from None
         if look is not None:
             look(len(spec.prompts))
-        return summarize_language(spec, result)
+        summary = summarize_language(spec, result)
+        if spec.out is not None:
+            write_language_outputs(spec.out, spec, result, summary)
+        return summary
 
 
 def _listener() -> socket.socket:

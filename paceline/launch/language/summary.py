@@ -8,6 +8,10 @@
 - `tokens`: new tokens by where they came from.
 - `controller`: the settings at the end, and the speed over plain decoding that was predicted for them and that was
   measured, both against plain passes of the same run; null where nothing was drafted.
+- `tiers`: by group with memory tiers, all its ranks together: `hits` by tier, which sum to `lookups` (blocks that
+  attention read, once for each time), `moved_bytes` between tiers, `omitted_mass` (share of the attention mass that a
+  call left out, measured: `max` and `mean`), `errors` of the nvme tier by kind, `stalls` by cause, `blocks` and `bytes`
+  by tier at the end, `recomputed_positions`. Empty where no group has tiers.
 - `waits_s`: seconds in which a rank had nothing to do, by its role and rank.
 """
 
@@ -20,8 +24,9 @@ import msgspec
 
 from paceline.launch.machine import describe_machine
 from paceline.pipeline.speculation.counters import Counters
-from paceline.runtime.language.result import LanguageResult
+from paceline.runtime.language.result import LanguageReport, LanguageResult
 from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.report import merge_tiers
 
 __all__ = ["summarize_language"]
 
@@ -59,10 +64,25 @@ def summarize_language(spec: GenerateSpec, result: LanguageResult) -> dict[str, 
             "measured_speedup": _speed(result.measured_speedup),
             "settings": result.settings,
         },
+        "tiers": _tiers(result),
         "warnings": result.warnings,
-        "ranks": [_rounded(msgspec.to_builtins(report)) for report in result.reports],
+        "ranks": [_rank(report) for report in result.reports],
         "machine": {**describe_machine(), "threads": sum(report.threads for report in result.reports)},
     }
+
+
+def _tiers(result: LanguageResult) -> dict[str, Any]:
+    by_group: dict[str, list[dict[str, Any]]] = {}
+    for report in result.reports:
+        if report.tiers is not None:
+            by_group.setdefault(report.group, []).append(report.tiers)
+    return {group: merge_tiers(parts) for group, parts in by_group.items()}
+
+
+def _rank(report: LanguageReport) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(report)
+    del fields["history"]
+    return _rounded(fields)
 
 
 def _speed(value: float | None) -> float | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from paceline.launch.errors import RunFailedError
 from paceline.launch.failure import Failure
+from paceline.launch.language.outputs import write_language_outputs
 from paceline.launch.language.summary import summarize_language
 from paceline.launch.run_dir import RunDir
 from paceline.launch.summary import Summary
@@ -41,4 +42,9 @@ def generate_launched(
             failure = Failure.of(launched.rank, error)
             record_failure(failure)
             raise RunFailedError(f"rank {launched.rank}: {failure}", failure.traceback) from error
-        return None if result is None else summarize_language(spec, result)
+        if result is None:
+            return None
+        summary = summarize_language(spec, result)
+        if spec.out is not None:
+            write_language_outputs(spec.out, spec, result, summary)
+        return summary

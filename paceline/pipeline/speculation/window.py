@@ -46,6 +46,8 @@ class FinishReason(StrEnum):
     length = "length"
     eos = "eos"
     cancelled = "cancelled"
+    failed = "failed"
+    """its KV found no room, or was lost and could not be computed again"""
 
 
 @dataclass(frozen=True, slots=True)

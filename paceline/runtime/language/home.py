@@ -126,6 +126,12 @@ class HomeWorker(VerifyWorker):
                 at = now() - (self._started_s or now())
                 self._left(TextResult(number, "", [], FinishReason.cancelled.value, len(prompt), at, at, at))
 
+    def fail(self, session: int) -> None:
+        """A session failed here: it ends with what is committed."""
+        live = self._live.get(session)
+        if live is not None and live.ending is None:
+            self._stop(live, FinishReason.failed, len(live.tokens))
+
     def _stop(self, live: Live, reason: FinishReason, length: int) -> None:
         live.ending = reason, length
         self.end(Cancel(live.session, reason, length))
@@ -187,6 +193,7 @@ class HomeWorker(VerifyWorker):
         self._log.close()
         reports = self.gather(_REPORTS_S)
         warnings = self._drafter.warnings(self.counters.fallbacks, {report.rank for report in reports})
+        warnings += [failure for report in reports for failure in report.failures]
         tuner = self._drafter.tuner
         tuner.end(self._ended_s)
         s = tuner.settings

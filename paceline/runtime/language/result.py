@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from paceline.stages.lm.tier_watch import TierHistory
+
 __all__ = ["LanguageReport", "LanguageResult", "TextResult"]
 
 
@@ -46,6 +48,12 @@ class LanguageReport(msgspec.Struct, frozen=True):
     """median of a forward"""
     counters: dict[str, Any]
     peak_rss_bytes: int
+    tiers: dict[str, Any] | None = None
+    """what became of the blocks in its memory tiers, if it has any"""
+    history: TierHistory | None = None
+    """where they lay over time"""
+    failures: list[str] = []
+    """sessions that failed here, and why"""
 
 
 class LanguageResult(msgspec.Struct, frozen=True):

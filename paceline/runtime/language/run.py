@@ -16,6 +16,7 @@ from paceline.runtime.language.models import Models
 from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.roles import Roles
 from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.language.tiers import tiers_of
 from paceline.runtime.language.verifier import VerifyWorker
 from paceline.runtime.language.worker import LanguageWorker, Progress
 from paceline.runtime.rendezvous import Rendezvous
@@ -42,13 +43,16 @@ def generate_rank(
     rendezvous = Rendezvous.open(rank, world_size, run_dir, spec.topology.network)
     with Endpoint(rendezvous, spec.topology, roles.routes(), expendable=[roles.drafter]) as endpoint:
         worker = make_worker(spec, rank, endpoint, progress, models, log)
-        worker.work()
-        if isinstance(worker, HomeWorker):
-            return worker.result()
-        # Told to end, nobody is to blame if the first verifier did not wait for the report.
-        with suppress(PeerLost):
-            worker.send_report()
-        return None
+        try:
+            worker.work()
+            if isinstance(worker, HomeWorker):
+                return worker.result()
+            # Told to end, nobody is to blame if the first verifier did not wait for the report.
+            with suppress(PeerLost):
+                worker.send_report()
+            return None
+        finally:
+            worker.close()
 
 
 def make_worker(
@@ -59,15 +63,23 @@ def make_worker(
     device = own_device(topology.groups[Placement(topology).group_of_rank(rank)].device)
     if rank == roles.drafter:
         stage: DraftStage | NgramStage = NgramStage()
+        tiers = None
         if models.draft is not None:
-            stage = DraftStage(Decoder.load(models.draft, device), spec.sampling, models.vocab)
-        return DraftWorker(spec, rank, endpoint, progress, stage, models.eos)
+            drafting = Decoder.load(models.draft, device, tiers=tiers_of(topology, rank))
+            stage, tiers = DraftStage(drafting, spec.sampling, models.vocab), drafting.tiers
+        drafter = DraftWorker(spec, rank, endpoint, progress, stage, models.eos)
+        drafter.tiers = tiers
+        return drafter
     runs = even_runs(models.layers, len(roles.verifiers))
     rows = topology.speculation.rows if topology.deterministic else None
-    decoder = Decoder.load(models.target, device, layers=runs[roles.verifiers.index(rank)], rows=rows)
+    held = runs[roles.verifiers.index(rank)]
+    decoder = Decoder.load(models.target, device, layers=held, rows=rows, tiers=tiers_of(topology, rank))
     verify = VerifyStage(decoder, spec.sampling, models.vocab)
     if rank != roles.first:
-        return VerifyWorker(spec, rank, endpoint, progress, verify, models.eos)
-    tokenizer = models.tokenizer()
-    prompts = [tokenizer.encode(prompt) for prompt in spec.prompts]
-    return HomeWorker(spec, rank, endpoint, progress, verify, models.eos, prompts, tokenizer, log)
+        worker = VerifyWorker(spec, rank, endpoint, progress, verify, models.eos)
+    else:
+        tokenizer = models.tokenizer()
+        prompts = [tokenizer.encode(prompt) for prompt in spec.prompts]
+        worker = HomeWorker(spec, rank, endpoint, progress, verify, models.eos, prompts, tokenizer, log)
+    worker.tiers = decoder.tiers
+    return worker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,38 +16,65 @@ from paceline.runtime.language.live import TextLog
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.result import LanguageReport, LanguageResult, TextResult
 from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.language.tiers import serial_tiers
 from paceline.runtime.report import peak_rss_bytes
 from paceline.stages.couplings import sample
 from paceline.stages.lm.decoder import Decoder
+from paceline.stages.lm.kv_error import SequenceError
+from paceline.stages.lm.rank_tiers import RankTiers
 from paceline.stages.lm.text_stream import TextStream
 from paceline.stages.sampling import warp
+from paceline.tiers.manager import TierManager
 
 __all__ = ["generate_serial"]
 
 
-def generate_serial(spec: GenerateSpec, models: Models, log: Path | None) -> LanguageResult:
-    """Generate every session by itself."""
+def generate_serial(
+    spec: GenerateSpec,
+    models: Models,
+    log: Path | None,
+    tiers: RankTiers | None = None,
+    observe: Callable[[TierManager], None] | None = None,
+) -> LanguageResult:
+    """Generate every session by itself. `tiers` takes the place of what the topology says; `observe` is given their
+    manager before anything is computed."""
     verify = next(stage for stage in spec.topology.stages.values() if stage.kind == "verify")
     group = spec.topology.groups[verify.group]
     torch.set_num_threads(group.threads)
     rows = spec.topology.speculation.rows if spec.topology.deterministic else None
-    decoder = Decoder.load(models.target, own_device(group.device), rows=rows)
+    tiers = tiers or serial_tiers(spec.topology)
+    decoder = Decoder.load(models.target, own_device(group.device), rows=rows, tiers=tiers)
+    if observe is not None and decoder.tiers is not None:
+        observe(decoder.tiers.manager)
     text_log = TextLog(log)
     started = now()
-    sessions = [_session(spec, models, decoder, number, text_log, started) for number in range(len(spec.prompts))]
+    failures: list[str] = []
+    sessions = [
+        _session(spec, models, decoder, number, text_log, started, failures) for number in range(len(spec.prompts))
+    ]
     wall_s = now() - started
     text_log.close()
+    statistics = history = None
+    if decoder.tiers is not None:
+        statistics, history = decoder.tiers.statistics(), decoder.tiers.history()
+        decoder.tiers.close()
     tokens = sum(len(text.token_ids) for text in sessions)
     report = LanguageReport(
         rank=0, group=verify.group, role="serial", device="cpu", threads=group.threads, busy_s=wall_s, wait_s=0.0,
         wall_s=wall_s, passes=tokens, tokens=tokens, pass_ms=1e3 * wall_s / max(1, tokens), counters={},
-        peak_rss_bytes=peak_rss_bytes(),
+        peak_rss_bytes=peak_rss_bytes(), tiers=statistics, history=history, failures=failures,
     )  # fmt: skip
-    return LanguageResult(sessions, wall_s, [report], {"window": 0, "depth": 1, "hedge": 0}, None, None, [])
+    return LanguageResult(sessions, wall_s, [report], {"window": 0, "depth": 1, "hedge": 0}, None, None, failures)
 
 
 def _session(
-    spec: GenerateSpec, models: Models, decoder: Decoder, number: int, log: TextLog, started: float
+    spec: GenerateSpec,
+    models: Models,
+    decoder: Decoder,
+    number: int,
+    log: TextLog,
+    started: float,
+    failures: list[str],
 ) -> TextResult:
     tokenizer = models.tokenizer()
     tokens = tokenizer.encode(spec.prompts[number])
@@ -60,7 +88,12 @@ def _session(
     new = tokens
     reason = FinishReason.length
     while len(tokens) < prompt + spec.max_tokens:
-        (logits,) = decoder.forward([(sequence, torch.tensor(new, dtype=torch.int64))], keep=[1])
+        try:
+            (logits,) = decoder.forward([(sequence, torch.tensor(new, dtype=torch.int64))], keep=[1])
+        except SequenceError as error:
+            failures.append(f"session {number} failed: {error}")
+            reason = FinishReason.failed
+            break
         row = warp(logits[:, : models.vocab], spec.sampling, [tokens])
         if coupling is Coupling.rejection:
             key = DrawKey(seed, len(tokens))

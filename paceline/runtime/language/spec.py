@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from paceline.kernels.philox import session_seed
 from paceline.pipeline.topology import Topology
@@ -27,6 +28,8 @@ class GenerateSpec:
     """Decode without the drafter."""
     serial: bool = False
     """Plain decoding in one process, one session after the other: the reference."""
+    out: Path | None = None
+    """Folder for what is collected; workers don't know it."""
 
     def session_seed(self, session: int) -> int:
         """The seed of one session."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Sequence
 
-from paceline.pipeline.speculation.window import Verdict
+from torch import Tensor
+
+from paceline.pipeline.speculation.judge import Check
+from paceline.pipeline.speculation.window import FinishReason, Verdict
 from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.language.judging import Judges, Work
 from paceline.runtime.language.messages import Cancel, Message, Opened, Passing
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.language.worker import LanguageWorker, Progress
+from paceline.stages.lm.kv_error import SequenceError
 from paceline.stages.lm.verify_stage import VerifyStage
 
 __all__ = ["VerifyWorker"]
@@ -77,18 +81,45 @@ class VerifyWorker(LanguageWorker):
             for index, (w, check) in enumerate(zip(work, checks, strict=True))
             if self.judges is None or check is not None
         ]
-        states = {}
-        if run:
-            with self.forward(sum(len(work[index].window.tokens) for index in run)):
-                out = self.stage.forward(
-                    [work[i].window for i in run], [work[i].hidden for i in run], [checks[i] for i in run]
-                )
-            states = dict(zip(run, out, strict=True))
+        states, failed = self._states(work, checks, run)
+        rest = [index for index, w in enumerate(work) if w.window.session not in failed]
         if self.judges is None:
-            for index, w in enumerate(work):
+            for index in rest:
+                w = work[index]
                 self.send_on(Passing(w.window, states[index], w.chances, w.rows))
-            return
-        for verdict in self.judges.verdicts(work, checks, ran=self.rank != self.roles.first):
+        elif rest:
+            some, theirs = [work[index] for index in rest], [checks[index] for index in rest]
+            for verdict in self.judges.verdicts(some, theirs, ran=self.rank != self.roles.first):
+                self.judged(verdict)
+        for session in failed:
+            self.fail(session)
+
+    def _states(
+        self, work: Sequence[Work], checks: Sequence[Check | None], run: list[int]
+    ) -> tuple[dict[int, Tensor | None], list[int]]:
+        """What comes of the windows of the indices `run`, by index, and the sessions that failed; the others go on as
+        if those had not been there."""
+        failed: list[int] = []
+        while run:
+            try:
+                with self.forward(sum(len(work[index].window.tokens) for index in run)):
+                    out = self.stage.forward(
+                        [work[i].window for i in run], [work[i].hidden for i in run], [checks[i] for i in run]
+                    )
+                return dict(zip(run, out, strict=True)), failed
+            except SequenceError as error:
+                session = self.stage.session_of(error.sequence)
+                failed.append(session)
+                self.failures.append(f"session {session} failed on rank {self.rank}: {error}")
+                run = [index for index in run if work[index].window.session != session]
+        return {}, failed
+
+    def fail(self, session: int) -> None:
+        """End a session that failed here. A run between the first and the last has no say; it raises `RuntimeError`."""
+        if self.judges is None:
+            raise RuntimeError(self.failures[-1])
+        verdict = self.judges.finish(session, FinishReason.failed, None)
+        if verdict is not None:
             self.judged(verdict)
 
     def send_on(self, message: Message) -> None:

@@ -24,6 +24,7 @@ from paceline.runtime.language.result import LanguageReport
 from paceline.runtime.language.roles import Roles
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.report import peak_rss_bytes
+from paceline.stages.lm.tiered_kv import TieredKV
 
 __all__ = ["DONE", "REPORT", "LanguageWorker", "Progress"]
 
@@ -49,6 +50,9 @@ class LanguageWorker:
         self.roles = Roles.of(self.topology)
         self.post = Post(endpoint)
         self.counters = Counters()
+        self.tiers: TieredKV | None = None
+        self.failures: list[str] = []
+        """Sessions that failed here, and why"""
         self.done = 0
         """What the progress board shows"""
         self._finished = self._told_to_end = False
@@ -123,12 +127,19 @@ class LanguageWorker:
         """Median milliseconds of a forward, lately."""
         return 1e3 * statistics.median(self._times) if self._times else 0.0
 
+    def close(self) -> None:
+        """Free what outlives sessions; after the report."""
+        if self.tiers is not None:
+            self.tiers.close()
+
     def report(self) -> LanguageReport:
         """What this rank saw."""
         return LanguageReport(
             rank=self.rank, group=self.group, role=self.role, device=self.device, threads=torch.get_num_threads(),
             busy_s=self._busy_s, wait_s=self._wait_s, wall_s=self._wall_s, passes=self._passes, tokens=self._tokens,
             pass_ms=self.pass_ms, counters=asdict(self.counters), peak_rss_bytes=peak_rss_bytes(),
+            tiers=None if self.tiers is None else self.tiers.statistics(),
+            history=None if self.tiers is None else self.tiers.history(), failures=self.failures,
         )  # fmt: skip
 
     def send_report(self) -> None:

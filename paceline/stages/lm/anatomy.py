@@ -10,7 +10,7 @@ from torch import nn
 
 from paceline.stages.lm.folder import ModelFolderError
 
-__all__ = ["Anatomy", "Part", "windows_of"]
+__all__ = ["Anatomy", "Part", "kv_shape_of", "windows_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +123,10 @@ def windows_of(config: Any) -> tuple[int | None, ...]:
         raise ModelFolderError("config.json names sliding_attention layers but no sliding_window; it can't be meant so")
     width = None if window is None else int(window)
     return tuple(width if kind == "sliding_attention" else None for kind in kinds)
+
+
+def kv_shape_of(config: Any) -> tuple[int, int]:
+    """KV heads of a layer, and the size of one head, by the configuration."""
+    heads = int(config.num_attention_heads)
+    size = getattr(config, "head_dim", None) or int(config.hidden_size) // heads
+    return int(getattr(config, "num_key_value_heads", None) or heads), int(size)

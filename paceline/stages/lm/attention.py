@@ -8,16 +8,18 @@ loading: not all models hand further arguments on to their attention.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 
-from paceline.stages.lm.sequence_kv import SequenceKV
+from paceline.stages.lm.kv_error import KVError
+from paceline.stages.lm.sequence_kv import KV
+from paceline.tiers.errors import BlockLost, TierFull
 
 __all__ = ["IMPLEMENTATION", "Pass", "PassCache", "Segment", "attach"]
 
@@ -31,24 +33,26 @@ _CHANGES_SCORES = ("head_mask", "position_bias", "s_aux", "softcap")
 class Segment:
     """Rows `[begin, end)` of a pass: positions `start` and on of one sequence, of which `[first, last)` are new.
 
-    Rows outside `[first, last)` are padding: they are not written, and nobody reads what they give.
+    Rows outside `[first, last)` are padding: they are not written, and nobody reads what they give. Raises `KVError`
+    where there is no room for them, and where KV that they read is lost.
     """
 
-    __slots__ = ("_masks", "begin", "end", "first", "kv", "last", "start", "stop")
+    __slots__ = ("begin", "end", "first", "kv", "last", "start", "stop")
 
-    def __init__(self, kv: SequenceKV, begin: int, rows: int, start: int, new: range | None = None) -> None:
+    def __init__(self, kv: KV, begin: int, rows: int, start: int, new: range | None = None) -> None:
         self.kv = kv
         self.begin, self.end = begin, begin + rows
         self.start, self.stop = start, start + rows
         new = new or range(rows)
         self.first, self.last = new.start, new.stop
-        self._masks: dict[int | None, Tensor] = {}
-        kv.reserve(self.stop)
+        with self._named():
+            kv.reserve(self.stop)
 
     def write(self, layer: int, k_HMD: Tensor, v_HMD: Tensor) -> None:
         """Write the new rows among a pass's keys and values of one layer."""
         begin, count = self.begin + self.first, self.last - self.first
-        self.kv.write(layer, self.start + self.first, k_HMD.narrow(1, begin, count), v_HMD.narrow(1, begin, count))
+        with self._named():
+            self.kv.write(layer, self.start + self.first, k_HMD.narrow(1, begin, count), v_HMD.narrow(1, begin, count))
 
     def commit(self) -> None:
         """The new rows are in all layers."""
@@ -56,34 +60,19 @@ class Segment:
 
     def attend(self, layer: int, q_HMD: Tensor, scale: float | None, window: int | None) -> Tensor:
         """Attention `[1, H, rows, D]` of the segment's queries; `window` bounds how many keys each may see."""
-        rows = self.end - self.begin
-        q = q_HMD.narrow(1, self.begin, rows)
-        low = 0 if window is None else max(0, self.start - window + 1)
-        k, v = self.kv.read(layer, low, self.stop)
-        heads, shared = q.shape[0], k.shape[0]
-        if rows == 1:
-            # One query sees every key, so the query heads that share a key head can be rows of one product.
-            q = q.reshape(1, shared, heads // shared, q.shape[2])
-            out = scaled_dot_product_attention(q, k[None], v[None], scale=scale)
-            return out.reshape(1, heads, 1, v.shape[2])
-        grouped = heads != shared
-        if self.start == 0 and (window is None or rows <= window):
-            return scaled_dot_product_attention(
-                q[None], k[None], v[None], is_causal=True, scale=scale, enable_gqa=grouped
-            )
-        mask = self._mask(low, window, q)
-        return scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, scale=scale, enable_gqa=grouped)
+        q = q_HMD.narrow(1, self.begin, self.end - self.begin)
+        with self._named():
+            return self.kv.attend(layer, q, self.start, scale, window, range(self.first, self.last))
 
-    def _mask(self, low: int, window: int | None, like: Tensor) -> Tensor:
-        """What is added to the scores `[rows, stop - low]`; made once a pass, as all layers of a kind share it."""
-        mask = self._masks.get(window)
-        if mask is None:
-            distance = torch.arange(self.start, self.stop, device=like.device)[:, None]
-            distance = distance - torch.arange(low, self.stop, device=like.device)
-            hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-            mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, float("-inf"))
-            self._masks[window] = mask
-        return mask
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Says whose KV it is where blocks are lost or find no room."""
+        try:
+            yield
+        except BlockLost as error:
+            raise KVError(self.kv, error.start) from error
+        except TierFull as error:
+            raise KVError(self.kv, None) from error
 
 
 class Pass:

@@ -59,7 +59,9 @@ class Branches:
         chain = chains.get(branch.number)
         if chain is None:
             main = chains[0]
-            shared = min(common_prefix(main.tokens, tokens), len(tokens) - 1)
+            # The main chain's newest tokens may be part of the very forward that this branch will be in.
+            held = self._decoder.length(main.sequence)
+            shared = min(common_prefix(main.tokens, tokens), len(tokens) - 1, held)
             chain = _Chain(self._decoder.fork(main.sequence, shared), branch.base, tokens[:shared])
             chains[branch.number] = chain
         have = min(common_prefix(chain.tokens, tokens), len(tokens) - 1)

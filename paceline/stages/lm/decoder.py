@@ -10,11 +10,18 @@ import torch
 from torch import Tensor
 
 from paceline.stages.lm.attention import Segment
+from paceline.stages.lm.kv_error import KVError, SequenceError
 from paceline.stages.lm.layer_run import LayerRun
 from paceline.stages.lm.loader import load_run
-from paceline.stages.lm.sequence_kv import SequenceKV
+from paceline.stages.lm.rank_tiers import RankTiers
+from paceline.stages.lm.sequence_kv import KV, SequenceKV
+from paceline.stages.lm.tiered_kv import TieredKV
 
 __all__ = ["Decoder"]
+
+_TRIES = 8
+_PROMPT = 16
+"""New positions from which a forward counts as one over a prompt, whose beginning others may have, too."""
 
 
 class Decoder:
@@ -28,9 +35,14 @@ class Decoder:
     to R rows, and position p is always row p mod R of it. So a position is always computed by the same instructions on
     the same shapes, and nothing has to be assumed about kernels but that rows don't leak into one another (as they do
     where experts gather their tokens: only rows = 1 is allowed there).
+
+    With `tiers`, KV lies in blocks over memory tiers, a fork shares them, and a forward is cut into passes that hbm
+    holds. KV that can't be read back is computed again where this run is the first, which knows the tokens.
     """
 
-    def __init__(self, run: LayerRun, vocab: int, hidden: int, rows: int | None = None) -> None:
+    def __init__(
+        self, run: LayerRun, vocab: int, hidden: int, rows: int | None = None, tiers: TieredKV | None = None
+    ) -> None:
         if rows is not None and rows < 1:
             raise ValueError(f"rows is {rows}; it has to be at least 1, or None for packed forwards")
         if rows is not None and rows > 1 and run.mixes_rows:
@@ -44,7 +56,10 @@ class Decoder:
         self.first, self.last, self.layers = run.first, run.last, run.layers
         self.max_positions = run.max_positions
         self.device, self.dtype = run.device, run.dtype
-        self._sequences: dict[int, SequenceKV] = {}
+        self.tiers = tiers
+        self._sequences: dict[int, KV] = {}
+        self._tokens: dict[int, list[int]] = {}
+        """By sequence, the tokens of its positions: where KV may get lost and this run can compute it again."""
         self._numbers = count()
 
     @classmethod
@@ -55,27 +70,32 @@ class Decoder:
         dtype: torch.dtype | None = None,
         layers: tuple[int, int] | None = None,
         rows: int | None = None,
+        tiers: RankTiers | None = None,
     ) -> Decoder:
-        """Load layers `[first, last)` (None: all) of the model in a folder; see `load_run` for dtype and errors."""
+        """Load layers `[first, last)` (None: all) of the model in a folder; see `load_run` for dtype and errors. Raises
+        `TierError` for tiers that can't be."""
         run, config = load_run(folder, torch.device(device), dtype, layers)
-        return cls(run, int(config.vocab_size), int(config.hidden_size), rows)
+        held = None if tiers is None else TieredKV(tiers.manager(run))
+        return cls(run, int(config.vocab_size), int(config.hidden_size), rows, held)
 
     # -- sequences -----------------------------------------------------------------------------------------------------
 
     def open(self) -> int:
         """A new, empty sequence."""
-        return self._add(SequenceKV(len(self.layers)))
+        return self._add(SequenceKV(len(self.layers)) if self.tiers is None else self.tiers.new(), [])
 
     def fork(self, sequence: int, length: int) -> int:
-        """A new sequence that has the first `length` positions of another one (a copy). Raises `ValueError` where there
-        are not so many."""
+        """A new sequence that has the first `length` positions of another one: a copy, or over tiers the same blocks
+        until one of both writes. Raises `ValueError` where there are not so many."""
         kv = self._held(sequence, length)
         with torch.inference_mode():
-            return self._add(kv.fork(length))
+            return self._add(kv.fork(length), self._tokens.get(sequence, [])[:length])
 
     def truncate(self, sequence: int, length: int) -> None:
         """Forget the positions from `length` on. Raises `ValueError` where there are not so many."""
         self._held(sequence, length).length = length
+        if sequence in self._tokens:
+            del self._tokens[sequence][length:]
 
     def length(self, sequence: int) -> int:
         """How many positions a sequence has."""
@@ -83,8 +103,9 @@ class Decoder:
 
     def close(self, sequence: int) -> None:
         """Free a sequence."""
-        self._held(sequence)
+        self._held(sequence).close()
         del self._sequences[sequence]
+        self._tokens.pop(sequence, None)
 
     @property
     def sequences(self) -> list[int]:
@@ -113,7 +134,7 @@ class Decoder:
         `keep`: of how many last positions logits are wanted, by sequence; the head is not computed for the others.
 
         Raises `ValueError` for inputs of another shape or beyond `max_positions`, and for a sequence that is not open
-        or is named twice.
+        or is named twice; `SequenceError` for one whose KV finds no room, or is lost and can't be computed again.
         """
         kvs = [self._held(sequence) for sequence, _ in batch]
         if not batch:
@@ -125,17 +146,102 @@ class Decoder:
             keep = [len(given) for given in inputs]
         elif len(keep) != len(batch) or any(not 1 <= k <= len(given) for k, given in zip(keep, inputs, strict=True)):
             raise ValueError(f"keep is {list(keep)}; it names, for each of {len(batch)} sequences, 1 to n positions")
-        if self.rows is None:
-            return self._packed(kvs, inputs, keep)
-        starts = [kv.length for kv in kvs]
+        before = [kv.length for kv in kvs]
         try:
-            return [self._tiled(kv, given, k) for kv, given, k in zip(kvs, inputs, keep, strict=True)]
+            kvs, inputs = self._adopted(batch, kvs, inputs, keep)
+            found = self._intact([sequence for sequence, _ in batch], kvs, inputs, keep)
         except BaseException:
-            for kv, start in zip(kvs, starts, strict=True):
-                kv.length = start
+            for (sequence, _), length in zip(batch, before, strict=True):
+                self.truncate(sequence, min(length, self.length(sequence)))
             raise
+        for (sequence, _), given in zip(batch, inputs, strict=True):
+            if self.tiers is not None and sequence in self._tokens:
+                tokens = self._tokens[sequence]
+                tokens += given.tolist()
+                if len(given) >= _PROMPT:
+                    self.tiers.remember(self._sequences[sequence], tokens)
+        return found
 
-    def _packed(self, kvs: Sequence[SequenceKV], inputs: Sequence[Tensor], keep: Sequence[int]) -> list[Tensor]:
+    def _intact(
+        self, sequences: Sequence[int], kvs: Sequence[KV], inputs: Sequence[Tensor], keep: Sequence[int]
+    ) -> list[Tensor]:
+        """Forward, as often as it takes until no KV was lost on the way."""
+        starts = [kv.length for kv in kvs]
+        while True:
+            try:
+                return self._forwarded(kvs, inputs, keep)
+            except KVError as error:
+                for kv, start in zip(kvs, starts, strict=True):
+                    kv.length = start
+                self._recompute(next(number for number in sequences if self._sequences[number] is error.kv), error)
+
+    def _adopted(
+        self, batch: Sequence[tuple[int, Tensor]], kvs: list[KV], inputs: list[Tensor], keep: Sequence[int]
+    ) -> tuple[list[KV], list[Tensor]]:
+        """Sequences and inputs, less what a sequence before had computed of the same text: its blocks are shared. Only
+        where this run holds all layers, as others need the hidden states of every position."""
+        if self.tiers is None or not (self.first and self.last):
+            return kvs, inputs
+        kvs, inputs = list(kvs), list(inputs)
+        for index, ((sequence, _), k) in enumerate(zip(batch, keep, strict=True)):
+            if len(inputs[index]) - k < _PROMPT:
+                continue
+            tokens = self._tokens[sequence]
+            own = len(tokens)
+            given = inputs[index].tolist()
+            found = self.tiers.adopt(kvs[index], [*tokens, *given[: len(given) - k + 1]])
+            if found is not None:
+                kvs[index].close()
+                kvs[index] = self._sequences[sequence] = found
+                tokens += given[: found.length - own]
+                inputs[index] = inputs[index][found.length - own :]
+        return kvs, inputs
+
+    def _forwarded(self, kvs: Sequence[KV], inputs: Sequence[Tensor], keep: Sequence[int]) -> list[Tensor]:
+        """As `forward`, without looking at the inputs; `keep` may be 0. What a failure leaves undone is beyond the
+        length of each sequence."""
+        if self.rows is not None:
+            found = [self._tiled(kv, given, k) for kv, given, k in zip(kvs, inputs, keep, strict=True)]
+            self._passed()
+            return found
+        if self.tiers is None:
+            return self._packed(kvs, inputs, keep)
+        parts: list[list[Tensor]] = [[] for _ in kvs]
+        for pieces in self.tiers.passes([kv.length for kv in kvs], [len(given) for given in inputs]):
+            some = [kvs[index] for index, _ in pieces]
+            given = [inputs[index][part.start : part.stop] for index, part in pieces]
+            wanted = [max(0, part.stop - max(part.start, len(inputs[index]) - keep[index])) for index, part in pieces]
+            for (index, _), out in zip(pieces, self._packed(some, given, wanted), strict=True):
+                parts[index].append(out)
+            self._passed()
+        return [found[0] if len(found) == 1 else torch.cat(found) for found in parts]
+
+    def _passed(self) -> None:
+        if self.tiers is not None:
+            self.tiers.passed()
+
+    def _recompute(self, sequence: int, error: KVError) -> None:
+        """Compute the KV of a sequence again from where it was lost. Raises `SequenceError` where that can't be."""
+        kv, tokens = self._sequences[sequence], self._tokens.get(sequence)
+        length = kv.length
+        # Where a disk fails for good, what is computed again may be lost again, until the tiers stop using it.
+        for _ in range(length + _TRIES):
+            if tokens is None or self.tiers is None or error.start is None or error.kv is not kv:
+                break
+            self.tiers.forget()
+            kept = min(kv.length, error.start)
+            self.tiers.recomputed += kv.length - kept
+            kv.length = kept
+            try:
+                if kept < length:
+                    again = torch.tensor(tokens[kept:length], dtype=torch.int64, device=self.device)
+                    self._forwarded([kv], [again], [0])
+                return
+            except KVError as another:
+                error = another
+        raise SequenceError(sequence, error.__cause__ or error) from error
+
+    def _packed(self, kvs: Sequence[KV], inputs: Sequence[Tensor], keep: Sequence[int]) -> list[Tensor]:
         segments, begin = [], 0
         for kv, given in zip(kvs, inputs, strict=True):
             segments.append(Segment(kv, begin, len(given), kv.length))
@@ -145,12 +251,14 @@ class Decoder:
             segment.commit()
         if not self.last:
             return list(torch.split(hidden[0], [len(given) for given in inputs]))
+        if not sum(keep):
+            return [torch.empty(0, self.vocab, device=self.device) for _ in keep]
         if sum(keep) < begin:
             wanted = [hidden[:, s.end - k : s.end] for s, k in zip(segments, keep, strict=True)]
             hidden = torch.cat(wanted, dim=1)
         return list(torch.split(self._run.logits(hidden), list(keep)))
 
-    def _tiled(self, kv: SequenceKV, given: Tensor, keep: int) -> Tensor:
+    def _tiled(self, kv: KV, given: Tensor, keep: int) -> Tensor:
         start, stop = kv.length, kv.length + len(given)
         outs = []
         for tile, new in _tiles(start, stop, self.rows or 1):
@@ -160,10 +268,14 @@ class Decoder:
             segment = Segment(kv, 0, len(rows), tile, new)
             hidden = self._through(rows, [segment])
             segment.commit()
+            if tile + new.stop < stop:
+                self._passed()
             if not self.last:
                 outs.append(hidden[0, new.start : new.stop])
             elif tile + new.stop > stop - keep:
                 outs.append(self._run.logits(hidden)[new.start : new.stop])
+        if not outs:
+            return torch.empty(0, self.vocab, device=self.device)
         out = torch.cat(outs) if len(outs) > 1 else outs[0]
         return out[len(out) - keep :] if self.last else out
 
@@ -175,12 +287,14 @@ class Decoder:
 
     # -- checks --------------------------------------------------------------------------------------------------------
 
-    def _add(self, kv: SequenceKV) -> int:
+    def _add(self, kv: KV, tokens: list[int]) -> int:
         number = next(self._numbers)
         self._sequences[number] = kv
+        if self.tiers is not None and self.first:
+            self._tokens[number] = tokens
         return number
 
-    def _held(self, sequence: int, length: int = 0) -> SequenceKV:
+    def _held(self, sequence: int, length: int = 0) -> KV:
         kv = self._sequences.get(sequence)
         if kv is None:
             raise ValueError(f"sequence {sequence} is not open")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paceline.stages.lm.anatomy import Anatomy, windows_of
+from paceline.stages.lm.anatomy import Anatomy, kv_shape_of, windows_of
 from paceline.stages.lm.attention import Pass, PassCache, Segment, attach
 from paceline.stages.lm.rotary import RotaryTable, rotary_limit, rotary_tables
 
@@ -39,6 +39,7 @@ class LayerRun:
         self.first = layers.start == 0
         self.last = layers.stop == len(anatomy.layers)
         self.windows = windows_of(config)[layers.start : layers.stop]
+        self._config = config
         limits = [rotary_limit(config), getattr(config, "max_position_embeddings", None)]
         if anatomy.positions is not None:
             limits.append(anatomy.positions.module.num_embeddings)
@@ -67,6 +68,11 @@ class LayerRun:
             parts += [self._norm, self._head]
         held = {id(weight): weight.nbytes for part in parts for weight in part.parameters()}
         return sum(held.values())
+
+    @property
+    def kv_shape(self) -> tuple[int, int]:
+        """KV heads of a layer, and the size of one."""
+        return kv_shape_of(self._config)
 
     @property
     def mixes_rows(self) -> bool:

@@ -50,6 +50,10 @@ class VerifyStage:
         self._carry.pop(session, None)
         self._rows.pop(session, None)
 
+    def session_of(self, sequence: int) -> int:
+        """The session of a decoder's sequence."""
+        return next(session for session, held in self._sequences.items() if held == sequence)
+
     @property
     def sessions(self) -> list[int]:
         """Open sessions."""

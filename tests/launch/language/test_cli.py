@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from paceline.launch.commands.generate import _prompts
+from paceline.launch.commands.generate import read_prompts
 from tests.harness import ROOT
 from tests.launch.test_cli import invoke
 
@@ -87,7 +87,7 @@ def test_prompts_come_from_both_places_in_order(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     texts = ["a\nb", "grün \N{LINE SEPARATOR} \x85 end", ""]
     file.write_text("".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
-    assert _prompts(["first", "second"], file) == ("first", "second", *texts)
+    assert read_prompts(["first", "second"], file) == ("first", "second", *texts)
 
 
 def test_run_sends_text_to_generate() -> None:

@@ -112,11 +112,14 @@ class Cluster:
                     worker = make_worker(self.spec, rank, endpoint, self.progress, models, None)
                 self.workers[rank] = worker
                 self.prepare(worker)
-                worker.work()
-                if isinstance(worker, HomeWorker):
-                    self.result = worker.result()
-                else:
-                    worker.send_report()
+                try:
+                    worker.work()
+                    if isinstance(worker, HomeWorker):
+                        self.result = worker.result()
+                    else:
+                        worker.send_report()
+                finally:
+                    worker.close()
         except BaseException as error:
             self.errors[rank] = error
             print("".join(traceback.format_exception(error)), file=sys.stderr)

@@ -94,3 +94,21 @@ def test_a_chain_that_grows_forwards_one_token_at_a_time(decoder: Decoder) -> No
         _, new = branches.new_tokens(Branch(1, 0, 0, len(tokens)), tokens)
         assert new == [7 + extra]
     branches.close(1)
+
+
+def test_a_hedge_in_the_forward_that_brings_its_main_chain_up(decoder: Decoder) -> None:
+    branches = Branches(decoder)
+    branches.open(6)
+    step(branches, decoder, Branch(6, 0, 0, 1), [3])
+    # The main chain is three tokens behind, and the hedge parts from it at the last of them.
+    main, hedge = [3, 4, 5, 6], [3, 4, 5, 9]
+    sequence, new = branches.new_tokens(Branch(6, 0, 0, 4), main)
+    other, fresh = branches.new_tokens(Branch(6, 0, 1, 3, (9,)), hedge)
+    assert (new, fresh) == ([4, 5, 6], [4, 5, 9])
+    together = decoder.forward([(sequence, torch.tensor(new)), (other, torch.tensor(fresh))], keep=[1, 1])
+    alone = decoder.open()
+    for found, tokens in zip(together, (main, hedge), strict=True):
+        assert torch.equal(found, decoder.forward([(alone, torch.tensor(tokens))], keep=[1])[0])
+        decoder.truncate(alone, 0)
+    decoder.close(alone)
+    branches.close(6)

@@ -1,0 +1,78 @@
+"""Whether the memory tiers of a topology hold what a generation will need, before anything is started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from paceline.launch.errors import ArgumentError
+from paceline.pipeline.sizes import format_size
+from paceline.pipeline.tiers import NvmeSpec
+from paceline.pipeline.topology import StageKind
+from paceline.runtime.language.models import Models
+from paceline.runtime.language.settings import first_settings
+from paceline.runtime.language.spec import GenerateSpec
+from paceline.stages.lm.anatomy import kv_shape_of
+from paceline.stages.lm.folder import ModelFolder
+from paceline.stages.lm.layer_run import even_runs
+from paceline.stages.lm.rank_tiers import RankTiers
+from paceline.stages.tier_spec import budget_of
+from paceline.tiers.errors import TierError
+from paceline.tiers.packed_memory import stored_nbytes
+
+__all__ = ["check_tiers_hold"]
+
+_AHEAD = 64
+"""Positions beyond the text that windows in flight may write."""
+
+
+def check_tiers_hold(spec: GenerateSpec, models: Models, prompts: Sequence[int]) -> None:
+    """Check every group's budgets: room for two blocks of each layer in hbm, and in all tiers for the sessions that run
+    at a time; `prompts` are their lengths in tokens. Raises `ArgumentError`."""
+    topology = spec.topology
+    for stage in topology.stages.values():
+        tiers = topology.tiers.get(stage.group)
+        drafts = stage.kind is StageKind.draft
+        folder = models.draft if drafts else models.target
+        if tiers is None or folder is None or (drafts and spec.plain):
+            continue
+        key = f"tiers.{stage.group}"
+        if tiers.nvme is not None:
+            _check_folder(f"{key}.nvme.path", tiers.nvme)
+        found = ModelFolder.read(folder)
+        ranks = 1 if spec.serial else topology.groups[stage.group].ranks
+        first, last = even_runs(found.layers, ranks)[0]
+        dtype = torch.float32
+        if topology.groups[stage.group].device != "cpu" and isinstance(
+            getattr(found.config, "dtype", None), torch.dtype
+        ):
+            dtype = found.config.dtype
+        layout = RankTiers(tiers, "").layout(last - first, kv_shape_of(found.config), dtype)
+        try:
+            stored = None if tiers.bits is None else stored_nbytes(layout, tiers.bits)
+            slots = budget_of(tiers).slots(layout, stored)
+        except (TierError, ValueError) as error:
+            raise ArgumentError(f"{key}: {error}") from error
+        width = first_settings(topology.speculation).hedge if drafts else 0
+        at_once = 1 if spec.serial else topology.speculation.sessions
+        lengths = sorted((length + spec.max_tokens + _AHEAD for length in prompts), reverse=True)[:at_once]
+        # Hedges share all but their last blocks.
+        blocks = sum(layout.blocks(length) + width * (1 + layout.blocks(_AHEAD)) for length in lengths) * layout.layers
+        if blocks > slots.total:
+            size = layout.block_nbytes
+            raise ArgumentError(
+                f"{key}: {len(lengths)} session(s) at a time of up to {lengths[0]} tokens take {blocks} blocks "
+                f"({format_size(blocks * size)}); the tiers hold {slots.total} ({format_size(slots.total * size)}); "
+                "raise dram or nvme.size, or lower speculation.sessions or --max-tokens"
+            )
+
+
+def _check_folder(key: str, nvme: NvmeSpec) -> None:
+    try:
+        nvme.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"{key}: {nvme.path}: {error.strerror}; name a folder that can be written") from error
+    if not os.access(nvme.path, os.W_OK | os.X_OK):
+        raise ArgumentError(f"{key}: {nvme.path}: can't be written; name a folder that can")

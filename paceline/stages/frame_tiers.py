@@ -1,0 +1,139 @@
+"""KV of a world model's frames over the memory tiers: blocks in time and space.
+
+A frame's layer is cut into slabs of `block_size` tokens, which are numbered row by row: `start` of a block is its
+frame, `place` its slab. What a pass reads of them comes back with the bits that were written, wherever it lay, so tiers
+change nothing of what is computed.
+
+Shape suffixes: H heads, N tokens of a frame, M tokens of the context, F frames, S slabs of a frame, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from paceline.pipeline.context import Read
+from paceline.pipeline.tiers import TierPolicy, TierSpec
+from paceline.stages.dit_config import DiTConfig
+from paceline.stages.tier_spec import budget_of, settings_of
+from paceline.tiers.layout import Layout
+from paceline.tiers.manager import TierManager
+
+__all__ = ["FrameTiers", "frame_tier_manager"]
+
+
+def frame_tier_manager(
+    spec: TierSpec, config: DiTConfig, share: int, recall: int, device: str, weights: str, stage: str, rank: int
+) -> TierManager:
+    """The tiers of one denoise stage, which has the `share`-th part of the budgets of its rank.
+
+    `recall` is the number of frames that a frame recalls. Raises what `TierManager` raises.
+    """
+    layout = Layout(config.layers, config.heads, spec.block_size, config.head_dim)
+    budget = budget_of(spec, share)
+    # Room for the frame that is being written and for those that the next one recalls, before they are waited for.
+    frame = config.layers * layout.blocks(config.tokens)
+    spare = min(frame * (1 + recall) / budget.slots(layout).hbm, 0.25)
+    settings = replace(settings_of(spec, layout), spare=spare)
+    if spec.policy is TierPolicy.slab:
+        settings = replace(settings, options={"columns": max(1, config.grid_x // spec.block_size)})
+    return TierManager(layout, budget, settings, device, f"{weights}:{stage}", rank)
+
+
+class FrameTiers:
+    """The frames of one session at one stage. Levels that live for a few slots only are none of its business."""
+
+    def __init__(self, manager: TierManager, tokens: int, sinks: int, levels: range) -> None:
+        """`levels`: those at which frames are read long after they were computed."""
+        self._manager = manager
+        self._session = manager.open()
+        self._tokens, self._sinks, self._levels = tokens, sinks, levels
+        self._size = manager.layout.block_size
+        self._slabs = manager.layout.blocks(tokens)
+        self._blocks: dict[tuple[int, int], NDArray[np.int64]] = {}
+        """By frame and level: block numbers `[layers, S]`, -1 where a layer has not come yet"""
+        self._layer = manager.layout.layers // 2
+        self._passes = 0
+
+    def takes(self, level: int) -> bool:
+        """Whether KV of a level lies here."""
+        return level in self._levels
+
+    def put(self, frame: int, level: int, layer: int, k_HND: Tensor, v_HND: Tensor) -> None:
+        """Write one layer of a frame. Raises `TierFull`."""
+        layers = self._manager.layout.layers
+        blocks = self._blocks.get((frame, level))
+        if blocks is None:
+            blocks = self._blocks[frame, level] = np.full((layers, self._slabs), -1, dtype=np.int64)
+            self._manager.extend(self._session, frame + 1)
+        for place in range(self._slabs):
+            first = place * self._size
+            last = min(first + self._size, self._tokens)
+            block = self._manager.allocate(self._session, layer, frame, place, frame < self._sinks)
+            blocks[layer, place] = block
+            self._manager.write(block, 0, k_HND[:, first:last], v_HND[:, first:last])
+
+    def read(self, reads: Sequence[Read], layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer of some frames, one after another: `[H, F N, D]`. Raises `BlockLost`."""
+        blocks = np.concatenate([self._blocks[read.frame, read.level][layer] for read in reads])
+        keys_NHBD, values_NHBD = self._manager.fetch(blocks)
+        return self._tokens_of(keys_NHBD, len(reads)), self._tokens_of(values_NHBD, len(reads))
+
+    def _tokens_of(self, blocks_NHBD: Tensor, frames: int) -> Tensor:
+        """Blocks as tokens in their order."""
+        _, heads, _, width = blocks_NHBD.shape
+        x_HNBD = blocks_NHBD.transpose(0, 1)
+        if self._slabs * self._size == self._tokens:
+            return x_HNBD.reshape(heads, frames * self._tokens, width)
+        x_HFND = x_HNBD.reshape(heads, frames, self._slabs * self._size, width)
+        return x_HFND[:, :, : self._tokens].reshape(heads, frames * self._tokens, width)
+
+    def prefetch(self, frames: Iterable[int]) -> None:
+        """Frames will be read soon, first layers first: bring them near as far as there is room."""
+        held = [
+            self._blocks[frame, level] for frame in frames for level in self._levels if (frame, level) in self._blocks
+        ]
+        if held:
+            blocks = np.stack(held, axis=1).reshape(-1)
+            self._manager.prefetch(blocks[blocks >= 0])
+
+    def look(self, reads: Sequence[Read], layer: int, q_HND: Tensor, k_HMD: Tensor) -> None:
+        """Every `refresh` passes: see on which slabs the attention falls, in one layer, for the profile of all.
+
+        Queries and keys are rotated; the first keys are those of `reads`, in their order.
+        """
+        if layer != self._layer:
+            return
+        self._passes += 1
+        rows = [index for index, read in enumerate(reads) if self.takes(read.level)]
+        if self._passes % self._manager.settings.refresh or not rows:
+            return
+        weights_HNM = torch.softmax(q_HND @ k_HMD.transpose(1, 2) / q_HND.shape[-1] ** 0.5, dim=-1)
+        mass_M = weights_HNM.mean(dim=(0, 1)).double().cpu().numpy()
+        mass_FN = mass_M[: len(reads) * self._tokens].reshape(len(reads), self._tokens)[rows]
+        masses = np.add.reduceat(mass_FN, range(0, self._tokens, self._size), axis=1).reshape(-1)
+        blocks = np.stack([self._blocks[reads[row].frame, reads[row].level] for row in rows], axis=1)
+        for each in blocks:
+            self._manager.record(each.reshape(-1), masses)
+
+    def drop(self, frame: int, level: int) -> None:
+        """Forget a frame's KV of one level, if there is any."""
+        blocks = self._blocks.pop((frame, level), None)
+        if blocks is not None:
+            self._manager.release(blocks[blocks >= 0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all blocks held."""
+        return sum(int((blocks >= 0).sum()) for blocks in self._blocks.values()) * self._manager.layout.block_nbytes
+
+    def close(self) -> None:
+        """Forget everything."""
+        for frame, level in list(self._blocks):
+            self.drop(frame, level)
+        self._manager.close(self._session)

@@ -1,0 +1,40 @@
+"""The memory tiers of one rank of a group: what it takes to make the manager that a decoder puts its KV into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from paceline.pipeline.tiers import TierSpec
+from paceline.stages.lm.layer_run import LayerRun
+from paceline.stages.tier_spec import budget_of, settings_of
+from paceline.tiers.layout import Layout
+from paceline.tiers.manager import TierManager
+
+__all__ = ["RankTiers"]
+
+
+@dataclass(frozen=True, slots=True)
+class RankTiers:
+    """What a rank needs to know to make its manager, once its layers are loaded."""
+
+    spec: TierSpec
+    model: str
+    """Names the weights: KV of one model means nothing to another."""
+    rank: int = 0
+    """Of the ranks that the model is spread over."""
+    world: int = 1
+
+    def layout(self, layers: int, kv_shape: tuple[int, int], dtype: torch.dtype) -> Layout:
+        """The blocks of so many layers."""
+        heads, size = kv_shape
+        return Layout(layers, heads, self.spec.block_size, size, dtype)
+
+    def manager(self, run: LayerRun) -> TierManager:
+        """The manager for a run of layers. Raises `TierError` where its budgets are too small or its folder can't be
+        used."""
+        layout = self.layout(len(run.layers), run.kv_shape, run.dtype)
+        model = f"{self.model} layers {run.layers.start}-{run.layers.stop - 1}"
+        settings = settings_of(self.spec, layout)
+        return TierManager(layout, budget_of(self.spec), settings, run.device, model, self.rank, self.world)

@@ -1,0 +1,144 @@
+"""Frames over the memory tiers: what is read is what was written, and a session comes out as it does without them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from paceline.pipeline.context import Read
+from paceline.pipeline.tiers import NvmeSpec, TierPolicy, TierSpec
+from paceline.pipeline.topology import ContextMode
+from paceline.runtime.serial import run_serial
+from paceline.runtime.spec import RunSpec
+from paceline.stages.dit import DiT
+from paceline.stages.dit_config import DiTConfig
+from paceline.stages.frame_tiers import FrameTiers, frame_tier_manager
+from paceline.tiers.errors import TierFull
+from paceline.tiers.manager import TierManager
+from tests.stages.lockstep import Lockstep
+from tests.stages.test_denoise import build
+
+SMALL = DiTConfig(width=64, layers=3, heads=2)
+FRAME = SMALL.kv_bytes()
+"""Bytes of a frame's KV"""
+
+
+def manager_for(
+    frames: float, dram: float = 0, nvme: Path | None = None, block_size: int = 16,
+    policy: TierPolicy = TierPolicy.slab, refresh: int = 2,
+) -> TierManager:  # fmt: skip
+    """Tiers with room for so many frames; a disk has room for 64."""
+    spec = TierSpec(
+        hbm=int(frames * FRAME), dram=int(dram * FRAME), nvme=NvmeSpec(path=nvme, size=4096 * 1024) if nvme else None,
+        policy=policy, block_size=block_size, refresh=refresh,
+    )  # fmt: skip
+    return frame_tier_manager(spec, SMALL, 1, 2, "cpu", "random", "step0", 0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    block_size=st.sampled_from([4, 8, 16, 24, 64, 100]),
+    policy=st.sampled_from(TierPolicy),
+    actions=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30)), min_size=5, max_size=40),
+)
+def test_what_is_read_is_what_was_written(block_size: int, policy: TierPolicy, actions: list[tuple[int, int]]) -> None:
+    """Frames written, recalled and dropped in any order, through an hbm of a few blocks for each layer."""
+    manager = manager_for(
+        2.5 * max(1, block_size / 64), 60 * max(1, block_size / 16), block_size=block_size, policy=policy
+    )
+    frames = FrameTiers(manager, SMALL.tokens, 1, range(2, 3))
+    draw = torch.Generator().manual_seed(0)
+    kept: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for frame, (action, pick) in enumerate(actions):
+        if action < 2 or not kept:
+            kept[frame] = []
+            for layer in range(SMALL.layers):
+                k, v = torch.randn(2, 2, SMALL.tokens, 32, generator=draw)
+                frames.put(frame, 2, layer, k, v)
+                kept[frame].append((k, v))
+        else:
+            gone = sorted(kept)[pick % len(kept)]
+            frames.drop(gone, 2)
+            del kept[gone]
+        wanted = [other for other in sorted(kept) if (other * 7 + pick) % 3]
+        frames.prefetch(wanted)
+        for layer in range(SMALL.layers) if wanted else ():
+            keys, values = frames.read([Read(other, 2) for other in wanted], layer)
+            assert torch.equal(keys, torch.cat([kept[other][layer][0] for other in wanted], dim=1))
+            assert torch.equal(values, torch.cat([kept[other][layer][1] for other in wanted], dim=1))
+        manager.step()
+        found = manager.statistics()
+        assert sum(found["hits"].values()) == found["lookups"]  # type: ignore[attr-defined]
+        assert frames.nbytes == manager.layout.block_nbytes * len(manager.pool)
+    frames.close()
+    assert len(manager.pool) == 0
+    manager.close_all()
+
+
+def test_the_profile_sees_where_attention_falls() -> None:
+    manager = manager_for(20, refresh=3)
+    frames = FrameTiers(manager, SMALL.tokens, 1, range(2, 3))
+    draw = torch.Generator().manual_seed(0)
+    for frame in range(2):
+        for layer in range(SMALL.layers):
+            frames.put(frame, 2, layer, *torch.randn(2, 2, SMALL.tokens, 32, generator=draw))
+    reads = [Read(0, 2), Read(1, 2), Read(2, 1)]
+    n = SMALL.tokens
+    q, k = torch.randn(2, n, 32, generator=draw), torch.randn(2, 4 * n, 32, generator=draw)
+    weights = torch.softmax(q @ k.transpose(1, 2) / 32**0.5, dim=-1).mean((0, 1))
+    for passes in range(1, 4):
+        for layer in range(SMALL.layers):
+            frames.look(reads, layer, q, k)
+        facts = manager.facts()
+        if passes < 3:
+            assert not facts.seen.any(), "measured off its turn"
+    assert (facts.seen == 1).all()
+    for block, frame, place, mass in zip(facts.block, facts.start, facts.place, facts.mass, strict=True):
+        first = int(frame) * n + int(place) * 16
+        assert mass == pytest.approx(float(weights[first : first + 16].sum()), rel=1e-5), block
+    manager.close_all()
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    mode=st.sampled_from(list(ContextMode)),
+    partition=st.sampled_from([[[0], [1, 2]], [[0], [1], [2]], [[0, 1, 2]]]),
+    hbm=st.floats(0.5, 4),
+    dram=st.sampled_from([0, 1, 40]),
+    recall=st.integers(0, 2),
+    order=st.integers(0, 10_000),
+)
+def test_any_budget_gives_the_serial_bits(
+    mode: ContextMode, partition: list[list[int]], hbm: float, dram: float, recall: int, order: int,
+    model: DiT, weights: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    """Down to two blocks for each layer in hbm and none in dram."""
+    topology = build(weights, mode.value, partition, window=2, recall=recall)
+    serial = run_serial(RunSpec(topology, 10, 1, 0, kv_hash=True), tmp_path)
+    managers: list[TierManager] = []
+
+    def tiers(stage: str) -> TierManager:
+        managers.append(manager_for(hbm, dram, None if dram > 1 else tmp_path / "nvme"))
+        return managers[-1]
+
+    net = Lockstep(topology, model, 10, 1, tmp_path, tiers)
+    net.run(random.Random(order))
+    assert net.kv() == serial.ranks[0].kv_sha256
+    assert net.outputs() == [serial.sessions[0].outputs_sha256]
+    for manager in managers:
+        found = manager.statistics()
+        assert sum(found["hits"].values()) == found["lookups"] > 0  # type: ignore[attr-defined]
+        assert not found["errors"]
+        manager.close_all()
+
+
+def test_a_session_without_room_fails_by_name(model: DiT, weights: Path, tmp_path: Path) -> None:
+    topology = build(weights, "cascade", [[0], [1, 2]], window=2, recall=1)
+    net = Lockstep(topology, model, 12, 1, tmp_path, lambda stage: manager_for(3))
+    with pytest.raises(TierFull, match="no tier has room for another block"):
+        net.run(random.Random(0))
