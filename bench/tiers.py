@@ -2,7 +2,7 @@
 
 Sections: `policies` (every policy and the oracle on planted traces of four families), `recorded` (the same on traces of
 the embedded language model), `speed` (tokens per second of the embedded model with a part of its KV in hbm, against all
-of it).
+of it), `profiling` (what measuring the masses costs).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,11 +177,10 @@ def recorded(bench: Bench) -> None:
 # -- speed -------------------------------------------------------------------------------------------------------------
 
 
-def generate(hbm: int, dram: int, mode: str, prompt: str, tokens: int) -> Summary:
-    """One plain generation with so many bytes of KV in hbm and dram."""
-    command = ["generate", str(TIERS), "--prompt", prompt, "--max-tokens", str(tokens), "--seed", "1", "--plain"]
+def generate(prompt: str, tokens: int, topology: Path = TIERS, **sets: object) -> Summary:
+    """One plain generation; `sets` are of the verifier's tiers, such as the bytes of KV in hbm and dram."""
+    command = ["generate", str(topology), "--prompt", prompt, "--max-tokens", str(tokens), "--seed", "1", "--plain"]
     command += ["--ignore-eos", "--json", "--quiet"]
-    sets = {"hbm": hbm, "dram": dram, "mode": mode}
     for key, value in sets.items():
         command += ["--set", f"tiers.verifier.{key}={value}"]
     return run_json([str(Path(sys.executable).with_name("paceline")), *command], 600.0)
@@ -192,16 +191,16 @@ def speed(bench: Bench) -> None:
     quick = bench.options.quick
     prompt, tokens = prompts(quick)["code"], 32 if quick else CODE_TOKENS
     everything = 64 << 20
-    whole = generate(everything, everything, "exact", prompt, tokens)
+    whole = generate(prompt, tokens, hbm=everything, dram=everything)
     held = sum(whole["tiers"]["verifier"]["bytes"].values()) or whole["tiers"]["verifier"]["peak_bytes"]
     runs: dict[tuple[str, float], list[Summary]] = {}
     for round_ in range(1 if quick else 3):
         say(f"speed, round {round_ + 1}")
-        runs.setdefault(("exact", 1.0), []).append(generate(everything, everything, "exact", prompt, tokens))
+        runs.setdefault(("exact", 1.0), []).append(generate(prompt, tokens, hbm=everything, dram=everything))
         for mode in ("exact", "profiled"):
             for share in (share for share in BUDGETS if held * share >= LEAST):
                 runs.setdefault((mode, share), []).append(
-                    generate(max(1, round(held * share)), everything, mode, prompt, tokens)
+                    generate(prompt, tokens, hbm=max(1, round(held * share)), dram=everything, mode=mode)
                 )
     ids = whole["sessions"][0]["token_ids"]
     full = statistics.median(run["tokens_per_second"] for run in runs["exact", 1.0])
@@ -225,8 +224,40 @@ def speed(bench: Bench) -> None:
     ])  # fmt: skip
 
 
+def profiling(bench: Bench) -> None:
+    """What measuring attention masses costs, and what blocks cost beside one buffer for each layer."""
+    quick = bench.options.quick
+    prompt, tokens = prompts(quick)["code"], 32 if quick else CODE_TOKENS
+    everything = 64 << 20
+    cases: dict[str, Callable[[], Summary]] = {
+        "never": lambda: generate(prompt, tokens, hbm=everything, dram=everything, refresh=1 << 20),
+        "every 8 forwards": lambda: generate(prompt, tokens, hbm=everything, dram=everything, refresh=8),
+        "every forward": lambda: generate(prompt, tokens, hbm=everything, dram=everything, refresh=1),
+        "no tiers": lambda: generate(prompt, tokens, topology=TIERS.with_name("speculate-2.yaml")),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in cases}
+    for round_ in range(1 if quick else 5):
+        for name, run in cases.items():
+            say(f"profiling, round {round_ + 1}: {name}")
+            rates[name].append(float(run()["tokens_per_second"]))
+    rows = [
+        (
+            name,
+            statistics.median(several),
+            statistics.median(mine / bare for mine, bare in zip(several, rates["never"], strict=True)),
+        )
+        for name, several in rates.items()
+    ]
+    notes = (
+        "Plain decoding of the embedded target with all KV in hbm. Medians of rounds, ratios within a round. No tiers: "
+        "scaled_dot_product_attention over one buffer for each layer.",
+    )
+    columns = ("masses are measured", "tokens/s", "of never")
+    bench.add("profiling", Table("What measuring attention costs", columns, rows, notes), rates=rates)
+
+
 def main() -> None:
-    sections = {"policies": policies, "recorded": recorded, "speed": speed}
+    sections = {"policies": policies, "recorded": recorded, "speed": speed, "profiling": profiling}
     given = options(__doc__ or "", tuple(sections))
     bench = Bench("tiers", "Does KV live where attention looks?", given, threads="1 per rank")
     for name, section in sections.items():
