@@ -24,7 +24,7 @@ from paceline.kernels.paged_attention import KEPT_ROWS, Partial, paged_attention
 from paceline.tiers.key_summaries import KeySummaries
 from paceline.tiers.pool import Blocks
 from paceline.tiers.profile import Profile
-from paceline.tiers.selection import profiled, prove
+from paceline.tiers.selection import Selection, profiled, prove
 from paceline.tiers.settings import Mode, TierSettings
 from paceline.tiers.staging import Staging
 from paceline.tiers.storage import Storage
@@ -107,6 +107,13 @@ class TieredAttention:
             return Attended(partial.out_HMD, query.blocks, masses)
         if measure:
             return self._audited(query, cold)
+        if self._mode is Mode.profiled:
+            # What is read doesn't depend on what is found, so one call does.
+            selection = self._expected(query.blocks[cold])
+            read_N = np.ones(len(query.blocks), dtype=np.bool_)
+            read_N[cold] = selection.read_N
+            some = query.some(np.flatnonzero(read_N))
+            return Attended(self._exact(some).out_HMD, some.blocks, bound=selection.bound)
         hot = np.setdiff1d(np.arange(len(query.blocks)), cold, assume_unique=True)
         partials = [self._exact(query.some(hot))]
 
@@ -144,10 +151,7 @@ class TieredAttention:
         log-sum-exp for the rows that count, as `seen_HM` is for all that need no reading."""
         blocks = query.blocks[cold]
         if self._mode is Mode.profiled:
-            known = self._profile.of(blocks)
-            selection = profiled(np.where(known.seen > 0, known.mass, np.inf), self._epsilon)
-            if len(selection.read):
-                read(cold[selection.read])
+            selection = self._expected(blocks)
             return selection.read_N, selection.bound
         bounds = coded_log_sum_bounds(query.q_HMD[:, query.rows], self._summaries.of(blocks), query.scale)
         # A summary of more keys than are valid bounds their sum from above, but not from below.
@@ -161,6 +165,11 @@ class TieredAttention:
                 done |= selection.read_N
             if selection.enough:
                 return done, selection.bound
+
+    def _expected(self, blocks: Blocks) -> Selection:
+        """Which of some cold blocks the profile says are to be read."""
+        known = self._profile.of(blocks)
+        return profiled(np.where(known.seen > 0, known.mass, np.inf), self._epsilon)
 
     def _exact(self, query: Query) -> Partial:
         """Attention over all blocks of a query, with what each block's part in it was. Raises `BlockLost`."""

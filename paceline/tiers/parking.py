@@ -22,8 +22,9 @@ from paceline.tiers.fingerprint import Fingerprint
 from paceline.tiers.io_threads import IOThreads
 from paceline.tiers.manager import TierManager
 from paceline.tiers.paged_kv import PagedKV
+from paceline.tiers.settings import TierSettings
 
-__all__ = ["park", "unpark"]
+__all__ = ["park", "parked_fingerprint", "unpark"]
 
 _MAGIC = b"PACELINE-PARKED\x00"
 _VERSION = 1
@@ -121,6 +122,18 @@ def unpark(manager: TierManager, path: Path, session: int | None = None) -> tupl
     finally:
         if kv is not None:
             kv.close()
+        threads.close()
+
+
+def parked_fingerprint(path: Path) -> Fingerprint:
+    """Whose KV a file holds. Raises `StoreError` where it is missing or its header is damaged."""
+    threads = IOThreads(1, TierSettings().deadline_s, name="parking")
+    try:
+        with path.open("rb", buffering=0) as file:
+            return _read_head(file, path, threads)[0].fingerprint
+    except OSError as error:
+        raise StoreError(f"reading {path} failed: {error.strerror or error}") from error
+    finally:
         threads.close()
 
 

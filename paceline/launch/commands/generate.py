@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from msgspec.structs import replace
 
 from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile
@@ -21,6 +22,7 @@ from paceline.launch.torchrun import Launched, record_failure
 from paceline.pipeline.load import load_topology
 from paceline.pipeline.problem import TopologyError
 from paceline.pipeline.topology import Topology
+from paceline.runtime.language.parked import ParkedSession, ParkingError, read_parked
 
 __all__ = ["generate", "read_prompts"]
 
@@ -34,7 +36,10 @@ def generate(
         Path | None, typer.Option("--prompts", metavar="FILE", help="Texts to continue: a JSON string a line.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most new tokens of each session.")] = 128,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed; the topology's if left out.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, max=2**63 - 1, help="Seed; the topology's, or that of the parked session, if left out."),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.7,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that make up this share.")] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="Draw from so many likeliest tokens; 0: from all.")] = 0,
@@ -44,6 +49,12 @@ def generate(
     plain: Annotated[bool, typer.Option("--plain", help="Decode without a drafter.")] = False,
     serial: Annotated[bool, typer.Option("--serial", help="Plain decoding in one process: the reference.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Collect texts, summary and pictures.")] = None,
+    park: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep sessions, with the verifier's KV, in DIR when they end.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Go on with the sessions parked in DIR; prompts are appended.")
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no text and, without --json, no summary.")] = False,
@@ -63,13 +74,15 @@ def generate(
         loaded = load_topology(topology, overrides or [], None if launched is None else launched.world_size)
         if loaded.workload != "language":
             raise ArgumentError(f"{topology} makes frames; start it with `paceline run`")
-        texts = read_prompts(prompt or [], prompts)
+        resumed = [] if resume is None else _parked(resume)
+        texts = read_prompts(prompt or [], prompts, len(resumed))
         if launched is not None and serial:
             raise ArgumentError("--serial runs in one process; start it with `paceline generate`, without torchrun")
-        spec_of = _checked(
+        start = _checked(
             loaded, texts, max_tokens, loaded.seed if seed is None else seed,
             (temperature, top_k, top_p, repetition_penalty), tuple(stop or ()), ignore_eos, plain, serial,
-            None if out is None else out.resolve(),
+            None if out is None else out.resolve(), None if park is None else park.resolve(), resumed,
+            seed is not None,
         )  # fmt: skip
     except (TopologyError, ArgumentError) as error:
         if launched is not None:
@@ -77,7 +90,7 @@ def generate(
         if first:
             raise
         raise typer.Exit(2) from None
-    summary = spec_of(launched, not quiet and not as_json, hang_timeout, debug)
+    summary = start(launched, not quiet and not as_json, hang_timeout, debug)
     if summary is not None:
         for warning in summary["warnings"]:
             print(f"paceline: warning: {warning}", file=sys.stderr, flush=True)
@@ -88,8 +101,9 @@ def generate(
         sys.stdout.flush()
 
 
-def read_prompts(given: list[str], file: Path | None) -> tuple[str, ...]:
-    """Prompts from `--prompt` and `--prompts`. Raises `ArgumentError`."""
+def read_prompts(given: list[str], file: Path | None, resumed: int = 0) -> tuple[str, ...]:
+    """Prompts from `--prompt` and `--prompts`; for `resumed` sessions one each, or empty ones. Raises
+    `ArgumentError`."""
     texts = list(given)
     if file is not None:
         try:
@@ -107,9 +121,20 @@ def read_prompts(given: list[str], file: Path | None) -> tuple[str, ...]:
             if not isinstance(text, str):
                 raise ArgumentError(f'--prompts {file}: line {number} is no JSON string; write "..." on each line')
             texts.append(text)
+    if resumed and not texts:
+        return ("",) * resumed
+    if resumed and len(texts) != resumed:
+        raise ArgumentError(f"{len(texts)} prompt(s) for {resumed} parked session(s); give one for each, or none")
     if not texts:
         raise ArgumentError("there is no prompt; give --prompt TEXT or --prompts FILE")
     return tuple(texts)
+
+
+def _parked(folder: Path) -> list[tuple[Path, ParkedSession]]:
+    try:
+        return read_parked(folder.resolve())
+    except ParkingError as error:
+        raise ArgumentError(f"--resume {error}") from error
 
 
 _Start = Callable[[Launched | None, bool, float, bool], Summary | None]
@@ -126,13 +151,18 @@ def _checked(
     plain: bool,
     serial: bool,
     out: Path | None,
+    park: Path | None,
+    parked: list[tuple[Path, ParkedSession]],
+    reseed: bool,
 ) -> _Start:
     """Everything that can be known to be right before a process starts; returns what starts it."""
     # Imported here: Transformers takes seconds, and a wrong topology should not wait for it.
+    from paceline.kernels.philox import session_seed
+    from paceline.launch.language.parking import check_parking
     from paceline.launch.language.start import start
     from paceline.launch.language.tiers import check_tiers_hold
     from paceline.runtime.language.models import Models
-    from paceline.runtime.language.spec import GenerateSpec
+    from paceline.runtime.language.spec import GenerateSpec, Resumed
     from paceline.stages.lm.folder import ModelFolderError
     from paceline.stages.lm.layer_run import even_runs
     from paceline.stages.sampling import SamplingParams
@@ -142,10 +172,15 @@ def _checked(
         raise ArgumentError("--stop: an empty text ends everything; leave it out")
     try:
         params = SamplingParams(temperature, top_k, top_p, repetition_penalty, seed, topology.speculation.coupling)
-        spec = GenerateSpec(topology, prompts, max_tokens, seed, params, stop, ignore_eos, plain, serial, out)
+        resumed = tuple(
+            Resumed(folder, replace(it, seed=session_seed(seed, it.number)) if reseed else it) for folder, it in parked
+        )
+        spec = GenerateSpec(
+            topology, prompts, max_tokens, seed, params, stop, ignore_eos, plain, serial, out, park, resumed
+        )
         models = Models.of(spec)
         tokenizer = models.tokenizer()
-        lengths = [len(tokenizer.encode(text)) for text in prompts]
+        lengths = [len(spec.begin(session, tokenizer)) for session in range(len(prompts))]
     except (ModelFolderError, ValueError) as error:
         raise ArgumentError(str(error)) from error
     verify = next(stage for stage in topology.stages.values() if stage.kind == "verify")
@@ -161,6 +196,7 @@ def _checked(
                 f"{length + max_tokens}, and the models take {limit}; ask for fewer or shorten it"
             )
     check_tiers_hold(spec, models, lengths)
+    check_parking(spec, models)
     if out is not None:
         make_folder(out)
     return lambda launched, show, hang_timeout, debug: start(spec, launched, show, hang_timeout, debug)

@@ -109,5 +109,5 @@ def record_generation(
     )
     with TraceWriter(out, header) as writer:
         recorder = _Recorder(writer)
-        generate_serial(spec, models, None, RankTiers(tiers, topology.model.target), recorder.attach)
+        generate_serial(spec, models, None, RankTiers(tiers, "trace"), recorder.attach)
     return Recording(recorder.steps, recorder.blocks, out.stat().st_size)

@@ -8,9 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from paceline.pipeline.speculation.window import Coupling
 from paceline.pipeline.topology import Topology
-from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.language.parked import ParkedSession
+from paceline.runtime.language.spec import GenerateSpec, Resumed
 from paceline.stages.sampling import SamplingParams
 
 __all__ = ["generate_spec_of", "write_generate_spec"]
@@ -28,6 +31,8 @@ def write_generate_spec(path: Path, spec: GenerateSpec) -> None:
         "ignore_eos": spec.ignore_eos,
         "plain": spec.plain,
         "serial": spec.serial,
+        "park": None if spec.park is None else str(spec.park),
+        "resumed": [[str(each.folder), msgspec.to_builtins(each.session)] for each in spec.resumed],
     }
     path.write_text(json.dumps(fields))
 
@@ -46,4 +51,6 @@ def generate_spec_of(fields: Mapping[str, Any]) -> GenerateSpec:
         ignore_eos=fields["ignore_eos"],
         plain=fields["plain"],
         serial=fields["serial"],
+        park=None if fields["park"] is None else Path(fields["park"]),
+        resumed=tuple(Resumed(Path(folder), msgspec.convert(it, ParkedSession)) for folder, it in fields["resumed"]),
     )

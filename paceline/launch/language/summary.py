@@ -12,6 +12,7 @@
   attention read, once for each time), `moved_bytes` between tiers, `omitted_mass` (share of the attention mass that a
   call left out, measured: `max` and `mean`), `errors` of the nvme tier by kind, `stalls` by cause, `blocks` and `bytes`
   by tier at the end, `recomputed_positions`. Empty where no group has tiers.
+- `parked`: sessions that were parked (`--park`).
 - `waits_s`: seconds in which a rank had nothing to do, by its role and rank.
 """
 
@@ -65,6 +66,7 @@ def summarize_language(spec: GenerateSpec, result: LanguageResult) -> dict[str, 
             "settings": result.settings,
         },
         "tiers": _tiers(result),
+        "parked": result.parked,
         "warnings": result.warnings,
         "ranks": [_rank(report) for report in result.reports],
         "machine": {**describe_machine(), "threads": sum(report.threads for report in result.reports)},

@@ -22,7 +22,7 @@ from paceline.stages.tier_spec import budget_of
 from paceline.tiers.errors import TierError
 from paceline.tiers.packed_memory import stored_nbytes
 
-__all__ = ["check_tiers_hold"]
+__all__ = ["check_tiers_hold", "kv_dtype"]
 
 _AHEAD = 64
 """Positions beyond the text that windows in flight may write."""
@@ -44,11 +44,7 @@ def check_tiers_hold(spec: GenerateSpec, models: Models, prompts: Sequence[int])
         found = ModelFolder.read(folder)
         ranks = 1 if spec.serial else topology.groups[stage.group].ranks
         first, last = even_runs(found.layers, ranks)[0]
-        dtype = torch.float32
-        if topology.groups[stage.group].device != "cpu" and isinstance(
-            getattr(found.config, "dtype", None), torch.dtype
-        ):
-            dtype = found.config.dtype
+        dtype = kv_dtype(found, topology.groups[stage.group].device)
         layout = RankTiers(tiers, "").layout(last - first, kv_shape_of(found.config), dtype)
         try:
             stored = None if tiers.bits is None else stored_nbytes(layout, tiers.bits)
@@ -67,6 +63,12 @@ def check_tiers_hold(spec: GenerateSpec, models: Models, prompts: Sequence[int])
                 f"({format_size(blocks * size)}); the tiers hold {slots.total} ({format_size(slots.total * size)}); "
                 "raise dram or nvme.size, or lower speculation.sessions or --max-tokens"
             )
+
+
+def kv_dtype(folder: ModelFolder, device: str) -> torch.dtype:
+    """The type that a model's KV has on a device: float32 on the CPU, else what the weights were saved as."""
+    saved = getattr(folder.config, "dtype", None)
+    return saved if device != "cpu" and isinstance(saved, torch.dtype) else torch.float32
 
 
 def _check_folder(key: str, nvme: NvmeSpec) -> None:

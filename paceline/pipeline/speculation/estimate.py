@@ -36,7 +36,11 @@ class Mean:
 
 @dataclass(slots=True)
 class CostLine:
-    """seconds = fixed + each * x, by weighted least squares; neither part is ever negative."""
+    """seconds = fixed + each * x, by weighted least squares; neither part is ever negative.
+
+    A `hint` is a measurement at a far larger x: it says how steep the line is above what was measured, as long as
+    nothing nearer does, and is not part of the fit.
+    """
 
     half_life: float = 100.0
     weight: float = 0.0
@@ -44,6 +48,8 @@ class CostLine:
     y: float = 0.0
     xx: float = 0.0
     xy: float = 0.0
+    hint: tuple[float, float] | None = None
+    """x, seconds"""
 
     def observe(self, x: float, seconds: float) -> None:
         """Take one measurement."""
@@ -64,8 +70,8 @@ class CostLine:
         if not self.weight:
             return 0.0, 0.0
         mean_x, mean_y = self.x / self.weight, self.y / self.weight
-        spread = self.xx / self.weight - mean_x * mean_x
-        if spread <= 1e-9 * max(1.0, mean_x * mean_x):
+        spread = self._spread
+        if spread <= 0:
             return mean_y, 0.0
         each = max(0.0, (self.xy / self.weight - mean_x * mean_y) / spread)
         fixed = mean_y - each * mean_x
@@ -74,7 +80,18 @@ class CostLine:
     def at(self, x: float) -> float:
         """Seconds at x."""
         fixed, each = self.line()
+        mean_x = self.x / self.weight if self.weight else 0.0
+        if self.hint is not None and self.weight and self._spread <= 0 and self.hint[0] > mean_x:
+            steep = max(0.0, self.hint[1] - fixed) / (self.hint[0] - mean_x)
+            return fixed + steep * max(0.0, x - mean_x)
         return fixed + each * x
+
+    @property
+    def _spread(self) -> float:
+        """Of x, squared; 0 where all measurements have the same."""
+        mean_x = self.x / self.weight
+        spread = self.xx / self.weight - mean_x * mean_x
+        return spread if spread > 1e-9 * max(1.0, mean_x * mean_x) else 0.0
 
 
 @dataclass(slots=True)

@@ -49,7 +49,8 @@ class Front:
     """Gives the windows of one session to forward, in order; at most `depth` valid ones are under way at a time.
 
     `patience` is how long (in the driver's unit of time) an idle verifier waits for its drafter before it decodes
-    plainly. `chunk` bounds the tokens of one prompt pass. `committed` may begin with more than the prompt.
+    plainly. `chunk` bounds the tokens of one prompt pass. `committed` may begin with more than the prompt, and the
+    first `forwarded` of it are in the KV already.
     """
 
     __slots__ = ("_begin", "_closed", "_idle_since", "_line", "_once", "_passes", "_queue", "_seen", "_tail", "_tokens",
@@ -68,9 +69,12 @@ class Front:
         chunk: int = 1 << 30,
         drafter: DrafterState = DrafterState.on,
         now: float = 0.0,
+        forwarded: int = 0,
     ) -> None:
         if not committed or depth < 1 or chunk < 1:
             raise SpeculationError(f"session {session}: no token to begin with, or a depth or chunk below 1")
+        if not 0 <= forwarded < len(committed):
+            raise SpeculationError(f"session {session}: {forwarded} of {len(committed)} tokens forwarded; one is left")
         self.session, self.coupling, self.policy = session, coupling, policy
         self.depth, self.patience, self.chunk = depth, patience, chunk
         self.drafter = drafter
@@ -80,7 +84,7 @@ class Front:
         self._tokens = len(committed)
         # Committed tokens, and behind them those that were given and are not decided yet.
         self._line = list(committed)
-        self._tail = 0
+        self._tail = forwarded
         self._queue: deque[Window] = deque()
         self._passes: deque[_Pass] = deque()
         self._closed = -1

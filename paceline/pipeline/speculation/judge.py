@@ -61,14 +61,21 @@ class Check:
 class Judge:
     """Owns the committed tokens of a session. `limit` is its maximum length in tokens, prompt included.
 
-    `committed` may begin with more than the prompt: a session that is replayed begins with all that was committed.
+    `committed` may begin with more than the prompt: a session that is replayed begins with all that was committed, and
+    one that was parked with the KV of its first `forwarded` positions.
     """
 
     __slots__ = ("closed", "counters", "coupling", "eos", "epoch", "finished", "forwarded",
                  "limit", "session", "tokens")  # fmt: skip
 
     def __init__(
-        self, session: int, committed: Sequence[int], limit: int, coupling: Coupling, eos: Collection[int] = ()
+        self,
+        session: int,
+        committed: Sequence[int],
+        limit: int,
+        coupling: Coupling,
+        eos: Collection[int] = (),
+        forwarded: int = 0,
     ) -> None:
         if not 0 < len(committed) < limit:
             raise SpeculationError(
@@ -82,7 +89,7 @@ class Judge:
         self.eos = frozenset(eos)
         self.epoch = 0
         self.closed = -1
-        self.forwarded = 0
+        self.forwarded = forwarded
         """position up to which the KV holds committed tokens"""
         self.finished: FinishReason | None = None
         self.counters = Counters()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from paceline.pipeline.speculation.front import Front
@@ -13,8 +14,9 @@ from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.language.judging import Work
 from paceline.runtime.language.live import Live, TextLog
 from paceline.runtime.language.messages import Cancel, Drafted, Opened, Pace
+from paceline.runtime.language.parked import ParkedSession, write_parked
 from paceline.runtime.language.partner import Partner
-from paceline.runtime.language.result import LanguageResult, TextResult
+from paceline.runtime.language.result import LanguageReport, LanguageResult, TextResult
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.language.verifier import VerifyWorker
 from paceline.runtime.language.worker import Progress
@@ -49,6 +51,7 @@ class HomeWorker(VerifyWorker):
         self._live: dict[int, Live] = {}
         self._evidence: dict[tuple[int, int, int], Drafted] = {}
         self._texts: list[TextResult] = []
+        self._parked: dict[int, ParkedSession] = {}
         runs = len(self.roles.verifiers)
         self._depth = runs if runs == 1 else runs + 1
         self._drafter = Partner(spec, self.roles, endpoint, self.post)
@@ -107,11 +110,12 @@ class HomeWorker(VerifyWorker):
             front = Front(
                 session, prompt, self.spec.sampling.effective_coupling, depth=self._depth, policy=spec.policy,
                 patience=spec.patience_ms / 1000, chunk=spec.chunk, drafter=self._drafter.state, now=now(),
+                forwarded=self.spec.held(session),
             )  # fmt: skip
             self._live[session] = Live(session, prompt, limit, seed, front, self._tokenizer, self.spec.stop, self._log)
             opened = Opened(session, limit, seed, tuple(prompt))
-            self.open(opened)
             self._drafter.opened(opened)
+            self.open(replace(opened, forwarded=self.spec.held(session)))
             joined = True
         return joined
 
@@ -157,7 +161,13 @@ class HomeWorker(VerifyWorker):
         self.counters.add(live.front.counters)
         del self._live[live.session]
         self._forget(live.session, 1 << 62)
-        self.end(Cancel(live.session))
+        parked: tuple[int, ...] = ()
+        if self.spec.park is not None and reason is not FinishReason.failed:
+            # The KV of the last token has not been computed.
+            parked = tuple(live.tokens[:-1])
+            number, ranks = self.spec.number(live.session), len(self.roles.verifiers)
+            self._parked[live.session] = ParkedSession(number, live.seed, live.tokens, reason.value, ranks)
+        self.end(Cancel(live.session, parked=parked))
         self._left(live.result(self._started_s, reason))
 
     def _left(self, text: TextResult) -> None:
@@ -197,6 +207,7 @@ class HomeWorker(VerifyWorker):
         tuner = self._drafter.tuner
         tuner.end(self._ended_s)
         s = tuner.settings
+        parked = self._write_parked(reports, warnings)
         return LanguageResult(
             sessions=sorted(self._texts, key=lambda text: text.id),
             wall_s=self._ended_s - self._started_s,
@@ -205,4 +216,20 @@ class HomeWorker(VerifyWorker):
             predicted_speedup=tuner.predicted,
             measured_speedup=tuner.measured,
             warnings=warnings,
+            parked=parked,
         )
+
+    def _write_parked(self, reports: Sequence[LanguageReport], warnings: list[str]) -> list[int]:
+        """Say of the sessions whose KV all verifiers have parked that they can be taken up; which those are."""
+        written = []
+        held = [set(report.parked) for report in reports if report.role == self.role]
+        for number, session in sorted(self._parked.items()):
+            if self.spec.park is None or len(held) < session.ranks or not all(number in each for each in held):
+                continue
+            try:
+                write_parked(self.spec.park, session)
+            except OSError as error:
+                warnings.append(f"session {number} could not be parked: {error}")
+            else:
+                written.append(number)
+        return written

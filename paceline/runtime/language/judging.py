@@ -37,7 +37,9 @@ class Judges:
 
     def open(self, opened: Opened) -> None:
         """A session begins."""
-        self._judges[opened.session] = Judge(opened.session, opened.tokens, opened.limit, self._coupling, self._eos)
+        self._judges[opened.session] = Judge(
+            opened.session, opened.tokens, opened.limit, self._coupling, self._eos, max(0, opened.forwarded)
+        )
         self._seeds[opened.session] = opened.seed
 
     def close(self, session: int) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from paceline.pipeline.speculation.window import FinishReason, SpeculationError, Verdict, Window
 
-__all__ = ["Ask", "Cancel", "Drafted", "Message", "Opened", "Pace", "Passing", "Settings", "message_bytes", "pack",
-           "unpack"]  # fmt: skip
+__all__ = ["Ask", "Cancel", "Drafted", "Failed", "Message", "Opened", "Pace", "Passing", "Settings", "message_bytes",
+           "pack", "unpack"]  # fmt: skip
 
 _FINISH = list(FinishReason)
 _MILLION = 1_000_000
@@ -23,8 +23,9 @@ _MILLION = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A session begins: its tokens so far, the length at which it ends, and its seed. A later drafter or judge begins
-    behind what is committed: `forwarded` and `epoch` as `Resume` has them."""
+    """A session begins: its tokens so far, the length at which it ends, and its seed. A later drafter begins behind
+    what is committed: `forwarded` and `epoch` as `Resume` has them. To a verifier, `forwarded` says how many positions
+    are to be taken up from where they were parked."""
 
     session: int
     limit: int
@@ -69,11 +70,20 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """A session is over; whoever holds state of it frees it. Sent down the verifiers behind everything else."""
+    """A session is over; whoever holds state of it frees it. Sent down the verifiers behind everything else. The KV of
+    `parked`, its first tokens, is written to a file before."""
 
     session: int
     reason: FinishReason = FinishReason.cancelled
     length: int = -1
+    parked: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A session can't go on at a run of layers between the first and the last; the last one is to end it."""
+
+    session: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +103,10 @@ class Pace:
     refills: tuple[tuple[bool, int, int], ...] = ()
 
 
-Message = Opened | Drafted | Passing | Settings | Cancel | Verdict | Ask | Pace
+Message = Opened | Drafted | Passing | Settings | Cancel | Verdict | Ask | Pace | Failed
 _KINDS: dict[type, int] = {
     Opened: 0, Drafted: 1, Passing: 2, Settings: 3, Cancel: 4, Verdict: 5, Ask: 6, Pace: 7,
+    Failed: 8,
 }  # fmt: skip
 
 
@@ -158,8 +169,10 @@ def _ints(message: Message, tensors: list[Tensor]) -> list[int]:
         case Pace(stamp, steps, refills):
             flat = [number for step in steps for number in step]
             return [stamp, len(steps), *flat, *(int(number) for refill in refills for number in refill)]
-        case Cancel(session, reason, length):
-            return [session, _FINISH.index(reason), length]
+        case Cancel(session, reason, length, parked):
+            return [session, _FINISH.index(reason), length, *parked]
+        case Failed(session):
+            return [session]
         case Verdict() as v:
             finish = -1 if v.finish is None else _FINISH.index(v.finish)
             return [
@@ -187,7 +200,7 @@ def _message(kind: int, b: Sequence[int], rest: Iterator[Tensor]) -> Message:
         case 3:
             return Settings(b[0], b[1], b[2], tuple(share / _MILLION for share in b[3:]))
         case 4:
-            return Cancel(b[0], _FINISH[b[1]], b[2])
+            return Cancel(b[0], _FINISH[b[1]], b[2], tuple(b[3:]))
         case 5:
             return Verdict(
                 session=b[0], epoch=b[1], window_start=b[2], length=b[3], forwarded=b[4], accepted=b[5], judged=b[6],
@@ -200,6 +213,8 @@ def _message(kind: int, b: Sequence[int], rest: Iterator[Tensor]) -> Message:
             cut = 2 + 2 * b[1]
             steps = tuple((b[at], b[at + 1]) for at in range(2, cut, 2))
             return Pace(b[0], steps, tuple((bool(b[at]), b[at + 1], b[at + 2]) for at in range(cut, len(b), 3)))
+        case 8:
+            return Failed(b[0])
     raise ValueError(f"kind {kind}")
 
 

@@ -53,7 +53,9 @@ class LanguageReport(msgspec.Struct, frozen=True):
     history: TierHistory | None = None
     """where they lay over time"""
     failures: list[str] = []
-    """sessions that failed here, and why"""
+    """what went wrong with single sessions here, and why"""
+    parked: list[int] = []
+    """sessions whose KV was written to a file"""
 
 
 class LanguageResult(msgspec.Struct, frozen=True):
@@ -68,3 +70,5 @@ class LanguageResult(msgspec.Struct, frozen=True):
     predicted_speedup: float | None
     measured_speedup: float | None
     warnings: list[str]
+    parked: list[int] = []
+    """Sessions that can be taken up again."""

@@ -65,7 +65,7 @@ def make_worker(
         stage: DraftStage | NgramStage = NgramStage()
         tiers = None
         if models.draft is not None:
-            drafting = Decoder.load(models.draft, device, tiers=tiers_of(topology, rank))
+            drafting = Decoder.load(models.draft, device, tiers=tiers_of(topology, rank, models))
             stage, tiers = DraftStage(drafting, spec.sampling, models.vocab), drafting.tiers
         drafter = DraftWorker(spec, rank, endpoint, progress, stage, models.eos)
         drafter.tiers = tiers
@@ -73,13 +73,13 @@ def make_worker(
     runs = even_runs(models.layers, len(roles.verifiers))
     rows = topology.speculation.rows if topology.deterministic else None
     held = runs[roles.verifiers.index(rank)]
-    decoder = Decoder.load(models.target, device, layers=held, rows=rows, tiers=tiers_of(topology, rank))
+    decoder = Decoder.load(models.target, device, layers=held, rows=rows, tiers=tiers_of(topology, rank, models))
     verify = VerifyStage(decoder, spec.sampling, models.vocab)
     if rank != roles.first:
         worker = VerifyWorker(spec, rank, endpoint, progress, verify, models.eos)
     else:
         tokenizer = models.tokenizer()
-        prompts = [tokenizer.encode(prompt) for prompt in spec.prompts]
+        prompts = [spec.begin(session, tokenizer) for session in range(len(spec.prompts))]
         worker = HomeWorker(spec, rank, endpoint, progress, verify, models.eos, prompts, tokenizer, log)
     worker.tiers = decoder.tiers
     return worker

@@ -14,6 +14,7 @@ from paceline.runtime.clock import now
 from paceline.runtime.device import own_device
 from paceline.runtime.language.live import TextLog
 from paceline.runtime.language.models import Models
+from paceline.runtime.language.parked import ParkedSession, kv_file, note_of, session_folder, write_parked
 from paceline.runtime.language.result import LanguageReport, LanguageResult, TextResult
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.language.tiers import serial_tiers
@@ -24,6 +25,7 @@ from paceline.stages.lm.kv_error import SequenceError
 from paceline.stages.lm.rank_tiers import RankTiers
 from paceline.stages.lm.text_stream import TextStream
 from paceline.stages.sampling import warp
+from paceline.tiers.errors import TierError
 from paceline.tiers.manager import TierManager
 
 __all__ = ["generate_serial"]
@@ -42,15 +44,17 @@ def generate_serial(
     group = spec.topology.groups[verify.group]
     torch.set_num_threads(group.threads)
     rows = spec.topology.speculation.rows if spec.topology.deterministic else None
-    tiers = tiers or serial_tiers(spec.topology)
+    tiers = tiers or serial_tiers(spec.topology, models)
     decoder = Decoder.load(models.target, own_device(group.device), rows=rows, tiers=tiers)
     if observe is not None and decoder.tiers is not None:
         observe(decoder.tiers.manager)
     text_log = TextLog(log)
     started = now()
     failures: list[str] = []
+    parked: list[int] = []
     sessions = [
-        _session(spec, models, decoder, number, text_log, started, failures) for number in range(len(spec.prompts))
+        _session(spec, models, decoder, number, text_log, started, failures, parked)
+        for number in range(len(spec.prompts))
     ]
     wall_s = now() - started
     text_log.close()
@@ -63,8 +67,11 @@ def generate_serial(
         rank=0, group=verify.group, role="serial", device="cpu", threads=group.threads, busy_s=wall_s, wait_s=0.0,
         wall_s=wall_s, passes=tokens, tokens=tokens, pass_ms=1e3 * wall_s / max(1, tokens), counters={},
         peak_rss_bytes=peak_rss_bytes(), tiers=statistics, history=history, failures=failures,
+        parked=parked,
     )  # fmt: skip
-    return LanguageResult(sessions, wall_s, [report], {"window": 0, "depth": 1, "hedge": 0}, None, None, failures)
+    return LanguageResult(
+        sessions, wall_s, [report], {"window": 0, "depth": 1, "hedge": 0}, None, None, failures, parked
+    )
 
 
 def _session(
@@ -75,9 +82,10 @@ def _session(
     log: TextLog,
     started: float,
     failures: list[str],
+    parked: list[int],
 ) -> TextResult:
     tokenizer = models.tokenizer()
-    tokens = tokenizer.encode(spec.prompts[number])
+    tokens = spec.begin(number, tokenizer)
     prompt, seed = len(tokens), spec.session_seed(number)
     coupling = spec.sampling.effective_coupling
     noise = GumbelRows(models.vocab) if coupling is Coupling.gumbel else None
@@ -85,9 +93,19 @@ def _session(
     pieces: list[str] = []
     sequence = decoder.open()
     began, first = now(), 0.0
-    new = tokens
+    held = spec.held(number)
+    new = tokens[held:]
     reason = FinishReason.length
-    while len(tokens) < prompt + spec.max_tokens:
+    if held:
+        kv = kv_file(spec.resumed[number].folder, 0)
+        try:
+            why = decoder.take_up(sequence, kv, tokens[:held], note_of(tokens[:held]))
+        except SequenceError as error:
+            failures.append(f"session {number} failed: {error}")
+            reason = FinishReason.failed
+        else:
+            failures += [] if why is None else [f"session {number} was computed again: {why}"]
+    while reason is not FinishReason.failed and len(tokens) < prompt + spec.max_tokens:
         try:
             (logits,) = decoder.forward([(sequence, torch.tensor(new, dtype=torch.int64))], keep=[1])
         except SequenceError as error:
@@ -116,8 +134,23 @@ def _session(
     rest = stream.finish()
     pieces.append(rest)
     log.write(number, rest, "plain")
+    if spec.park is not None and reason is not FinishReason.failed:
+        try:
+            _park(spec, decoder, sequence, ParkedSession(spec.number(number), seed, tokens, reason.value, 1))
+        except (OSError, TierError) as error:
+            failures.append(f"session {number} could not be parked: {error}")
+        else:
+            parked.append(number)
     decoder.close(sequence)
     return TextResult(
         id=number, text="".join(pieces), token_ids=tokens[prompt:], finish_reason=reason.value, prompt_tokens=prompt,
         started_s=began - started, first_token_s=(first or now()) - started, finished_s=now() - started,
     )  # fmt: skip
+
+
+def _park(spec: GenerateSpec, decoder: Decoder, sequence: int, session: ParkedSession) -> None:
+    if spec.park is not None:
+        held = session.tokens[:-1]
+        kv = kv_file(session_folder(spec.park, session.number), 0)
+        decoder.park(sequence, len(held), kv, note_of(held))
+        write_parked(spec.park, session)

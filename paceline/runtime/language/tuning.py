@@ -22,8 +22,8 @@ from paceline.runtime.language.settings import first_settings
 
 __all__ = ["Tuner"]
 
-_INTERVAL = 24
-"""Tokens of each session between two looks."""
+_INTERVAL, _MOST_SESSIONS = 24, 8
+"""Tokens of each session between two looks, for so many sessions at most: more tokens say no more."""
 _PLAIN_PASSES = 4
 """Plain passes, and draft steps, before the first choice."""
 _MOST_KNOWN = 8
@@ -68,6 +68,8 @@ class Tuner:
             return
         if any(window.known > _MOST_KNOWN for window in windows):
             self._left_out += seconds
+            # Before there are windows, the prompts say what more tokens cost.
+            self.estimates.verify.hint = sum(len(window.tokens) for window in windows), seconds * self._runs
             return
         tokens, whole = sum(len(window.tokens) for window in windows), seconds * self._runs
         if not tokens:
@@ -111,7 +113,7 @@ class Tuner:
             self._started = True
             self._begin(now)
             return self._choose()
-        if self._tokens < _INTERVAL * sessions:
+        if self._tokens < _INTERVAL * min(sessions, _MOST_SESSIONS):
             return False
         self._account(now)
         return self._choose()

@@ -11,11 +11,13 @@ from paceline.pipeline.speculation.judge import Check
 from paceline.pipeline.speculation.window import FinishReason, Verdict
 from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.language.judging import Judges, Work
-from paceline.runtime.language.messages import Cancel, Message, Opened, Passing
+from paceline.runtime.language.messages import Cancel, Failed, Message, Opened, Passing
+from paceline.runtime.language.parked import kv_file, note_of, session_folder
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.language.worker import LanguageWorker, Progress
 from paceline.stages.lm.kv_error import SequenceError
 from paceline.stages.lm.verify_stage import VerifyStage
+from paceline.tiers.errors import TierError
 
 __all__ = ["VerifyWorker"]
 
@@ -39,6 +41,8 @@ class VerifyWorker(LanguageWorker):
         last = rank == self.roles.last
         self.judges = Judges(stage, spec.sampling.effective_coupling, eos) if last else None
         self._inbox: dict[int, deque[Message]] = {}
+        self._failed: set[int] = set()
+        """Sessions that can't go on here, until they are closed: windows that still come for them are dropped."""
         if rank != self.roles.first:
             self.post.listen(self._ring, self.roles.verifiers[self.roles.verifiers.index(rank) - 1])
 
@@ -58,6 +62,8 @@ class VerifyWorker(LanguageWorker):
             waiting = self._inbox[session]
             while waiting:
                 message = waiting.popleft()
+                if isinstance(message, Passing) and session in self._failed:
+                    continue
                 if isinstance(message, Passing):
                     work.append(Work(message.window, message.hidden, message.chances, message.rows))
                     break
@@ -115,9 +121,11 @@ class VerifyWorker(LanguageWorker):
         return {}, failed
 
     def fail(self, session: int) -> None:
-        """End a session that failed here. A run between the first and the last has no say; it raises `RuntimeError`."""
+        """A session can't go on here: let the last run end it."""
+        self._failed.add(session)
         if self.judges is None:
-            raise RuntimeError(self.failures[-1])
+            self.send_on(Failed(session))
+            return
         verdict = self.judges.finish(session, FinishReason.failed, None)
         if verdict is not None:
             self.judged(verdict)
@@ -137,6 +145,8 @@ class VerifyWorker(LanguageWorker):
             self.judges.open(opened)
         else:
             self.send_on(opened)
+        if opened.forwarded > 0:
+            self._take_up(opened.session, opened.tokens[: opened.forwarded])
 
     def end(self, cancel: Cancel) -> None:
         """A session ends, behind everything that was sent for it: here, and behind."""
@@ -151,7 +161,34 @@ class VerifyWorker(LanguageWorker):
                 self.judges.close(cancel.session)
         # With a length it is a stop that the first run waits to hear of; its own cancel comes after that.
         if cancel.length < 0:
+            if cancel.parked:
+                self._park(cancel.session, cancel.parked)
+            self._failed.discard(cancel.session)
             self.stage.close(cancel.session)
+
+    def _park(self, session: int, tokens: Sequence[int]) -> None:
+        """Write the KV of a session's first tokens to a file."""
+        if self.spec.park is None or session in self._failed:
+            return
+        path = kv_file(session_folder(self.spec.park, self.spec.number(session)), self.roles.verifiers.index(self.rank))
+        try:
+            self.stage.park(session, len(tokens), path, note_of(tokens))
+        except TierError as error:
+            self.failures.append(f"session {session} could not be parked on rank {self.rank}: {error}")
+        else:
+            self.parked.append(session)
+
+    def _take_up(self, session: int, tokens: Sequence[int]) -> None:
+        """Begin a session with KV that was parked."""
+        path = kv_file(self.spec.resumed[session].folder, self.roles.verifiers.index(self.rank))
+        try:
+            why = self.stage.take_up(session, path, tokens, note_of(tokens))
+        except SequenceError as error:
+            self.failures.append(f"session {session} failed on rank {self.rank}: {error}")
+            self.fail(session)
+        else:
+            if why is not None:
+                self.failures.append(f"session {session} was computed again on rank {self.rank}: {why}")
 
     def _put(self, message: Message) -> None:
         session = message.window.session if isinstance(message, Passing) else getattr(message, "session", -1)
@@ -163,6 +200,8 @@ class VerifyWorker(LanguageWorker):
                 self.open(message)
             case Cancel():
                 self.end(message)
+            case Failed():
+                self.fail(message.session)
 
     def work(self) -> None:
         """As always; what the judges counted is part of the report."""

@@ -16,6 +16,7 @@ from paceline.stages.lm.loader import load_run
 from paceline.stages.lm.rank_tiers import RankTiers
 from paceline.stages.lm.sequence_kv import KV, SequenceKV
 from paceline.stages.lm.tiered_kv import TieredKV
+from paceline.tiers.errors import TierError
 
 __all__ = ["Decoder"]
 
@@ -96,6 +97,34 @@ class Decoder:
         self._held(sequence, length).length = length
         if sequence in self._tokens:
             del self._tokens[sequence][length:]
+
+    def park(self, sequence: int, length: int, path: Path, note: bytes) -> None:
+        """Write the KV of the first `length` positions of a sequence to a file, with a note. Raises `TierError` where
+        that can't be done, `ValueError` without tiers and where there are not so many positions."""
+        self._tiered.park(self._held(sequence, length), length, path, note)
+
+    @torch.inference_mode()
+    def take_up(self, sequence: int, path: Path, tokens: Sequence[int], note: bytes) -> str | None:
+        """Let a sequence hold the KV of `tokens` that was parked with this note.
+
+        KV that can't be read back is computed again where this run is the first, and what is returned says why.
+        Elsewhere `SequenceError` is raised. Raises `ValueError` without tiers.
+        """
+        tiers, empty, why = self._tiered, self._held(sequence), None
+        try:
+            self._sequences[sequence] = tiers.take_up(path, len(tokens), note)
+            empty.close()
+        except TierError as error:
+            if not self.first:
+                raise SequenceError(sequence, error) from error
+            why = str(error)
+            again = torch.tensor(tokens, dtype=torch.int64, device=self.device)
+            self._intact([sequence], [empty], [again], [0])
+            tiers.recomputed += len(tokens)
+        if self.first:
+            self._tokens[sequence] = list(tokens)
+            tiers.remember(self._sequences[sequence], tokens)
+        return why
 
     def length(self, sequence: int) -> int:
         """How many positions a sequence has."""
@@ -284,6 +313,12 @@ class Decoder:
         positions = self._run.positions(segments, last)
         hidden = self._run.embed(rows, positions) if self.first else rows[None]
         return self._run.through(hidden, segments, positions)
+
+    @property
+    def _tiered(self) -> TieredKV:
+        if self.tiers is None:
+            raise ValueError("this decoder has no tiers, and KV is parked from those alone")
+        return self.tiers
 
     # -- checks --------------------------------------------------------------------------------------------------------
 

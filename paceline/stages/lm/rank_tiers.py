@@ -9,6 +9,7 @@ import torch
 from paceline.pipeline.tiers import TierSpec
 from paceline.stages.lm.layer_run import LayerRun
 from paceline.stages.tier_spec import budget_of, settings_of
+from paceline.tiers.fingerprint import Fingerprint, fingerprint
 from paceline.tiers.layout import Layout
 from paceline.tiers.manager import TierManager
 
@@ -31,10 +32,17 @@ class RankTiers:
         heads, size = kv_shape
         return Layout(layers, heads, self.spec.block_size, size, dtype)
 
+    def fingerprint(self, layers: range, kv_shape: tuple[int, int], dtype: torch.dtype) -> Fingerprint:
+        """What files with the KV of these layers have to say of themselves."""
+        layout = self.layout(len(layers), kv_shape, dtype)
+        return fingerprint(layout, self._name(layers), self.rank, self.world)
+
     def manager(self, run: LayerRun) -> TierManager:
         """The manager for a run of layers. Raises `TierError` where its budgets are too small or its folder can't be
         used."""
         layout = self.layout(len(run.layers), run.kv_shape, run.dtype)
-        model = f"{self.model} layers {run.layers.start}-{run.layers.stop - 1}"
-        settings = settings_of(self.spec, layout)
-        return TierManager(layout, budget_of(self.spec), settings, run.device, model, self.rank, self.world)
+        settings, name = settings_of(self.spec, layout), self._name(run.layers)
+        return TierManager(layout, budget_of(self.spec), settings, run.device, name, self.rank, self.world)
+
+    def _name(self, layers: range) -> str:
+        return f"{self.model} layers {layers.start}-{layers.stop - 1}"

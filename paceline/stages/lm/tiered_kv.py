@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from paceline.stages.lm.sequence_kv import KV
 from paceline.stages.lm.tier_watch import TierHistory, TierWatch
+from paceline.tiers.errors import StoreError
 from paceline.tiers.manager import TierManager
 from paceline.tiers.paged_kv import PagedKV
+from paceline.tiers.parking import park, unpark
 from paceline.tiers.prefix import PrefixIndex
 from paceline.tiers.tier import Tier
 
@@ -54,6 +57,23 @@ class TieredKV:
     def forget(self) -> None:
         """Share nothing any more of what has been computed so far."""
         self._prefixes.clear()
+
+    def park(self, kv: KV, length: int, path: Path, note: bytes) -> None:
+        """Write the first `length` positions of a sequence to a file. Raises `TierError`."""
+        fork = kv.fork(length)
+        try:
+            if isinstance(fork, PagedKV):
+                park(fork, path, note)
+        finally:
+            fork.close()
+
+    def take_up(self, path: Path, length: int, note: bytes) -> KV:
+        """The sequence of so many positions that was parked with this note. Raises `TierError`."""
+        kv, found = unpark(self.manager, path)
+        if (found, kv.length) != (note, length):
+            kv.close()
+            raise StoreError(f"{path} holds KV of another text")
+        return kv
 
     def passed(self) -> None:
         """A pass has ended."""

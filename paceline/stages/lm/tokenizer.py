@@ -73,6 +73,10 @@ class Tokenizer:
             ids = [int(self._start)]
         return ids
 
+    def encode_more(self, text: str) -> list[int]:
+        """Token ids of a text that follows another one."""
+        return [int(token) for token in self._inner.encode(text, add_special_tokens=False)] if text else []
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens, without special ones."""
         if self._backend is not None:

@@ -32,11 +32,13 @@ TOLD = {
 FIXED = ("--set", "speculation.window=3", "--set", "speculation.depth=2", "--set", "speculation.hedge=3")
 
 
-def reference(models: list[str], max_tokens: int, seed: int, temperature: float) -> list[tuple[str, list[int], str]]:
+def reference(
+    models: list[str], max_tokens: int, seed: int, temperature: float, ignore_eos: bool = False
+) -> list[tuple[str, list[int], str]]:
     """What the serial reference gives, in this process."""
     topology = load_topology(Path(TWO), [*models[1::2], "deterministic=true"])
     params = SamplingParams(temperature, seed=seed)
-    spec = GenerateSpec(topology, PROMPTS, max_tokens, seed, params)
+    spec = GenerateSpec(topology, PROMPTS, max_tokens, seed, params, ignore_eos=ignore_eos)
     return [(t.text, t.token_ids, t.finish_reason) for t in generate_serial(spec, Models.of(spec), None).sessions]
 
 

@@ -83,3 +83,18 @@ def test_a_mean_weighs_by_count_and_forgets() -> None:
     for _ in range(100):
         mean.observe(7.0)
     assert mean.value(0.0) == pytest.approx(7.0, abs=0.01)
+
+
+def test_a_hint_says_how_steep_a_cost_line_is_until_something_nearer_does() -> None:
+    line = CostLine()
+    for _ in range(5):
+        line.observe(32, 0.010)
+    assert line.at(128) == 0.010
+    line.hint = 332, 0.040
+    assert line.at(32) == pytest.approx(0.010)
+    assert line.at(132) == pytest.approx(0.020)
+    line.hint = 16, 0.040
+    assert line.at(128) == 0.010
+    line.hint = 332, 0.040
+    line.observe(64, 0.010)
+    assert line.at(128) == pytest.approx(0.010)

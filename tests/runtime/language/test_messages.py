@@ -12,6 +12,7 @@ from paceline.runtime.language.messages import (
     Ask,
     Cancel,
     Drafted,
+    Failed,
     Message,
     Opened,
     Pace,
@@ -49,7 +50,8 @@ messages = st.one_of(
     windows().map(lambda window: Passing(window, None, None, torch.rand(2, 5))),
     windows().map(lambda window: Passing(window, torch.rand(4, 8))),
     st.builds(Settings, small, small, small, st.lists(st.sampled_from([0.0, 0.125, 1.0])).map(tuple)),
-    st.builds(Cancel, small, st.sampled_from(FinishReason), st.integers(-1, 99)),
+    st.builds(Cancel, small, st.sampled_from(FinishReason), st.integers(-1, 99), tokens),
+    st.builds(Failed, small),
     verdicts(),
     st.builds(Ask, small),
     st.builds(

@@ -270,7 +270,7 @@ def check_all_free(cluster: Cluster) -> None:
     for worker in cluster.workers.values():
         held: list[Any] = []
         stage = getattr(worker, "stage", None) or worker._stage  # type: ignore[attr-defined]
-        held += stage._decoder.sequences
+        held += stage._decoder.sequences if hasattr(stage, "_decoder") else []
         for owner, names in (
             (worker, ("_cores", "_live", "_evidence", "_inbox", "_warm")),
             (stage, ("_sequences", "_carry", "_rows", "_seeds", "_draws")),

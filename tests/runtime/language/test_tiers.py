@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from paceline.runtime.language.result import LanguageResult
+from paceline.runtime.language.worker import LanguageWorker
 from tests.runtime.language.cluster import Cluster, generate, language, serial, spec_of, texts
 from tests.runtime.language.test_same_text import check_all_free
 
@@ -103,4 +104,26 @@ def test_a_session_that_finds_no_room_fails_by_name_and_others_go_on(pair: Pair,
     assert found[0] == expected[0] and found[2] == expected[2]
     assert found[1] == ("", [], "failed")
     assert any("session 1 failed on rank" in warning and "raise the budgets" in warning for warning in result.warnings)
+    check_all_free(cluster)
+
+
+def test_a_session_that_fails_between_the_first_and_the_last_run_leaves_others_alone(pair: Pair) -> None:
+    keys = {"tiers__verifier__hbm": 6 * BLOCK, "tiers__verifier__dram": 400 * BLOCK}
+    keys |= {"speculation__window": 3, "speculation__depth": 3, "deterministic": False, "speculation__sessions": 2}
+    prompts = [PROMPTS[1], PROMPTS[0] * 3, PROMPTS[2]]
+    without = spec_of(language(pair, 3), prompts, 20, ignore_eos=True)
+
+    def fill(worker: LanguageWorker) -> None:
+        if worker.rank == worker.roles.verifiers[1] and worker.tiers is not None:
+            other = worker.tiers.manager.open()
+            for number in range(396):
+                worker.tiers.manager.allocate(other, 0, 16 * number)
+
+    cluster = Cluster(spec_of(language(pair, 3, **keys), prompts, 20, ignore_eos=True), fill)
+    result = cluster.run()
+    found, expected = texts(result), texts(serial(without))
+    assert found[0] == expected[0] and found[2] == expected[2]
+    assert found[1] == ("", [], "failed")
+    middle = cluster.spec.topology.world_size - 2
+    assert [warning.split(":")[0] for warning in result.warnings] == [f"session 1 failed on rank {middle}"]
     check_all_free(cluster)

@@ -1,0 +1,99 @@
+"""Whether sessions can be parked and taken up as a generation asks for it, before anything is started."""
+
+from __future__ import annotations
+
+import os
+
+from paceline.launch.errors import ArgumentError
+from paceline.launch.language.tiers import kv_dtype
+from paceline.pipeline.topology import StageKind
+from paceline.runtime.language.models import Models
+from paceline.runtime.language.parked import ParkingError, kv_file, read_parked
+from paceline.runtime.language.spec import GenerateSpec, Resumed
+from paceline.stages.lm.anatomy import kv_shape_of
+from paceline.stages.lm.folder import ModelFolder
+from paceline.stages.lm.identity import weights_identity
+from paceline.stages.lm.layer_run import even_runs
+from paceline.stages.lm.rank_tiers import RankTiers
+from paceline.tiers.errors import StoreError
+from paceline.tiers.fingerprint import Fingerprint
+from paceline.tiers.parking import parked_fingerprint
+
+__all__ = ["check_parking"]
+
+
+def check_parking(spec: GenerateSpec, models: Models) -> None:
+    """Check `--park` and `--resume`. Raises `ArgumentError`.
+
+    KV that is missing or damaged is no reason to refuse: it is computed again, or its session fails by name.
+    """
+    if spec.park is None and not spec.resumed:
+        return
+    verify = next(stage for stage in spec.topology.stages.values() if stage.kind is StageKind.verify)
+    tiers = spec.topology.tiers.get(verify.group)
+    if tiers is None:
+        raise ArgumentError(
+            f"sessions are parked as blocks of KV, and the group {verify.group} keeps none; give it tiers, "
+            f"as --set tiers.{verify.group}.hbm=64MiB"
+        )
+    _check_folder(spec)
+    if not spec.resumed:
+        return
+    folder = ModelFolder.read(models.target)
+    ranks = 1 if spec.serial else spec.topology.groups[verify.group].ranks
+    dtype = kv_dtype(folder, spec.topology.groups[verify.group].device)
+    identity = weights_identity(models.target)
+    wanted = [
+        RankTiers(tiers, identity, rank, ranks).fingerprint(range(*layers), kv_shape_of(folder.config), dtype)
+        for rank, layers in enumerate(even_runs(models.layers, ranks))
+    ]
+    for prompt, resumed in zip(spec.prompts, spec.resumed, strict=True):
+        tokens = resumed.session.tokens
+        if tokens[-1] in models.eos and not prompt:
+            raise ArgumentError(
+                f"session {resumed.session.number} in {resumed.folder} came to the end of its text; give a --prompt to "
+                "go on from, or --ignore-eos"
+            )
+        if max(tokens) >= models.vocab:
+            raise ArgumentError(f"{resumed.folder}: token {max(tokens)} is not one of this model; take its own")
+        _check_kv(resumed, wanted)
+
+
+def _check_kv(resumed: Resumed, wanted: list[Fingerprint]) -> None:
+    if resumed.session.ranks != len(wanted):
+        raise ArgumentError(
+            f"{resumed.folder} was parked by a verifier of {resumed.session.ranks} rank(s), not {len(wanted)}; take up "
+            "with as many as it was parked with"
+        )
+    for rank, fingerprint in enumerate(wanted):
+        try:
+            found = parked_fingerprint(kv_file(resumed.folder, rank))
+        except StoreError:
+            continue
+        if found != fingerprint:
+            raise ArgumentError(
+                f"{kv_file(resumed.folder, rank)} holds KV of {fingerprint.differences(found)}; take up with the model "
+                "and the block size that it was parked with"
+            )
+
+
+def _check_folder(spec: GenerateSpec) -> None:
+    park = spec.park
+    if park is None:
+        return
+    try:
+        park.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"--park {park}: {error.strerror}; name a folder that can be written") from error
+    if not os.access(park, os.W_OK | os.X_OK):
+        raise ArgumentError(f"--park {park}: can't be written; name a folder that can")
+    try:
+        found = {folder for folder, _ in read_parked(park)}
+    except ParkingError:
+        return
+    lost = found - {resumed.folder for resumed in spec.resumed}
+    if lost:
+        raise ArgumentError(
+            f"--park {park}: holds {min(lost).name} already, and would lose it; take it up with --resume, remove it, "
+            "or name another folder"
+        )
