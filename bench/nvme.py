@@ -71,6 +71,8 @@ def measure(bench: Bench, folder: Path) -> None:
     """Reads and writes of slots in a random order, and of neighbours, by size of a block."""
     total = (32 << 20) if bench.options.quick else (512 << 20)
     rows: list[tuple[str | float | None, ...]] = []
+    # As in a run: one arena, whose pages have all been touched.
+    arena = np.ones(total, dtype=np.uint8)
     for size in SIZES:
         say(f"blocks of {size >> 10} KiB")
         layout = Layout(1, 8, 16, size // 2 // 8 // 16 // 2, torch.bfloat16)
@@ -78,7 +80,8 @@ def measure(bench: Bench, folder: Path) -> None:
         store = Store(folder, fingerprint(layout), layout.block_nbytes, count, threads=THREADS)
         data = np.random.Generator(np.random.Philox(1)).integers(0, 256, size, dtype=np.uint8)
         parts: list[Parts] = [(data[: size // 2], data[size // 2 :])] * count
-        targets: list[Parts] = [(np.zeros(size // 2, np.uint8), np.zeros(size // 2, np.uint8)) for _ in range(count)]
+        halves = arena.reshape(count, 2, size // 2)
+        targets: list[Parts] = [(keys, values) for keys, values in halves]
         store.write(np.arange(count), parts)
         for order in ("random", "neighbours"):
             slots = np.arange(count)
@@ -93,13 +96,15 @@ def measure(bench: Bench, folder: Path) -> None:
                 found["plain read"].append(rate(lambda: plain(store, slots.tolist(), False), moved))  # noqa: B023
                 found["read"].append(rate(lambda: _all(store.read(slots, targets)), moved))  # noqa: B023
                 found["plain write"].append(rate(lambda: plain(store, slots.tolist(), True), moved))  # noqa: B023
-            middle = {name: float(np.median(rates)) / 1e6 for name, rates in found.items()}
+                for kind in ("read", "write"):
+                    peer = fio(folder, size, total, store.direct, f"rand{kind}" if order == "random" else kind)
+                    found.setdefault(f"fio {kind}", []).extend([] if peer is None else [peer])
+            middle = {name: float(np.median(rates)) / 1e6 for name, rates in found.items() if rates}
             for kind in ("read", "write"):
-                peer = fio(folder, size, total, store.direct, f"rand{kind}" if order == "random" else kind)
+                peer = middle.get(f"fio {kind}")
                 rows.append(
                     (f"{size >> 10} KiB", order, kind, middle[kind], middle[f"plain {kind}"],
-                     middle[kind] / middle[f"plain {kind}"], None if peer is None else peer / 1e6,
-                     None if peer is None else middle[kind] / (peer / 1e6))
+                     middle[kind] / middle[f"plain {kind}"], peer, None if peer is None else middle[kind] / peer)
                 )  # fmt: skip
         direct = store.direct
         store.close()

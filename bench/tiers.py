@@ -97,7 +97,7 @@ def table(title: str, rows: Sequence[Row], notes: Iterable[str]) -> Table:
 
 
 def findings(rows: Sequence[Row], local: set[str]) -> list[str]:
-    """What the rows say of issue 4's point 3, with every exception by name."""
+    """What the rows say, with every exception by name."""
     far = [row for row in rows if row["family"] not in local]
     lost = [
         f"{row['family']} at {row['hbm']:.0%} to {by}"
