@@ -319,7 +319,8 @@ def batch(bench: Bench, quick: bool) -> None:
         rounds = [
             [_generate(prompts, tokens, 0.7, given, *flags) for given, flags in ways] for _ in range(1 if quick else 3)
         ]
-        rates = [statistics.median(float(runs[way]["tokens_per_second"]) for runs in rounds) for way in range(len(ways))]
+        by_way = zip(*rounds, strict=True)
+        rates = [statistics.median(float(run["tokens_per_second"]) for run in runs) for runs in by_way]
         auto = rounds[-1][-1]
         rows.append(
             (sessions, *rates, rates[1] / rates[0], rates[2] / rates[0],
@@ -330,8 +331,8 @@ def batch(bench: Bench, quick: bool) -> None:
         "tokens of auto while off",
     )  # fmt: skip
     notes = (
-        "Tokens per second of all sessions together, temperature 0.7; medians of rounds in turns. Sessions end one after "
-        "another, so that few are left at the end.",
+        "Tokens per second of all sessions together, temperature 0.7; medians of rounds in turns. Sessions end one "
+        "after another, so that few are left at the end.",
     )
     bench.add("batch", Table("Many sessions", columns, rows, notes))
 

@@ -33,7 +33,7 @@ class TierSettings:
     bandwidth: int = 64
     """Blocks that one step may start to move between tiers."""
     hysteresis: float = 0.1
-    """By how much a block's score has to beat another's to take its place, as a share of that one's score."""
+    """Share of a tier's places, those at its border, for which no two blocks change places; see `plan`."""
     spare: float = 0.0625
     """Share of a tier that is kept free, so that a new block finds room without waiting."""
     chunk: int | None = None
