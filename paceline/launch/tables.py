@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from paceline.launch.summary import Summary
+from paceline.launch.tier_table import tier_table
 
 __all__ = ["print_summary"]
 
@@ -17,6 +18,9 @@ def print_summary(console: Console, summary: Summary) -> None:
     console.print(_headline(summary))
     console.print(_sessions(summary))
     console.print(_ranks(summary))
+    tiers = tier_table(summary["tiers"])
+    if tiers is not None:
+        console.print(tiers)
 
 
 def _headline(summary: Summary) -> Table:

@@ -18,7 +18,6 @@ from paceline.tiers.fingerprint import fingerprint
 from paceline.tiers.layout import Budget, Layout, Slots
 from paceline.tiers.mover import Mover
 from paceline.tiers.nvme import Store
-from paceline.tiers.omission import Omission
 from paceline.tiers.packed_memory import stored_nbytes
 from paceline.tiers.planner import Room, plan
 from paceline.tiers.policies import Policy, policy
@@ -27,6 +26,7 @@ from paceline.tiers.profile import Profile
 from paceline.tiers.settings import TierSettings
 from paceline.tiers.staging import Staging
 from paceline.tiers.storage import Storage
+from paceline.tiers.tally import Tally
 from paceline.tiers.tier import Tier
 
 __all__ = ["TierManager"]
@@ -87,7 +87,7 @@ class TierManager:
         self.stalls = self.mover.stalls
         self._staging = Staging(self.storage, chunk, self.stalls)
         self._attention = TieredAttention(self.storage, self._staging, self.profile, self.settings)
-        self._omission = Omission()
+        self._tally = Tally(self.storage, self._staging, self.stalls)
         self.on_masses: Callable[[Query, NDArray[np.float64]], None] | None = None
         """Called with every query whose masses were measured, and the mass of each of its blocks."""
         self.on_release: Callable[[Blocks], None] | None = None
@@ -99,7 +99,6 @@ class TierManager:
         self.now = 0
         """Steps so far."""
         self._measured = False
-        self._hits: NDArray[np.int64] = np.zeros(3, dtype=np.int64)
         self._spare = tuple(_spare(number, self.settings.spare, layout.layers) for number in _counts(slots))
 
     # -- sessions ------------------------------------------------------------------------------------------------------
@@ -213,8 +212,8 @@ class TierManager:
         """Attention `[H, M, D]` float32 of the rows of a query. Raises `BlockLost`."""
         attended = self._attention.attend(query, self.measuring)
         self._look_up(attended.read)
-        self._omission.skipped += len(query.blocks) - len(attended.read)
-        self._omission.take(attended)
+        self._tally.omission.skipped += len(query.blocks) - len(attended.read)
+        self._tally.omission.take(attended)
         if attended.masses is not None:
             self.record(query.blocks, attended.masses)
             if self.on_masses is not None:
@@ -235,6 +234,7 @@ class TierManager:
 
     def step(self) -> None:
         """A forward has ended: take in what was moved, decide what moves next, and begin it."""
+        self._tally.stepped()
         self.mover.take()
         self.now += 1
         free = self.storage.free
@@ -269,27 +269,7 @@ class TierManager:
 
     def statistics(self) -> dict[str, object]:
         """What the JSON of a run says of a group's tiers; counts are since the manager was made."""
-        pool = self.pool
-        held = np.bincount(pool.tier[pool.blocks()], minlength=3).tolist()
-        names = [tier.name for tier in Tier]
-        stored = self.storage.memory.stored_nbytes
-        sizes = (self.layout.block_nbytes, stored, stored)
-        return {
-            "hits": dict(zip(names, self._hits.tolist(), strict=True)),
-            "lookups": int(self._hits.sum()),
-            "moved_bytes": self.storage.moved_bytes,
-            "staged_bytes": self._staging.staged_bytes,
-            **self._omission.statistics(),
-            "packing_error": {"max": self.storage.memory.error},
-            "errors": dict(sorted(self.storage.failures.items())),
-            "stalls": dict(sorted(self.stalls.count.items())),
-            "stall_seconds": {cause: round(s, 6) for cause, s in sorted(self.stalls.seconds.items())},
-            "blocks": dict(zip(names, held, strict=True)),
-            "bytes": {name: number * size for name, number, size in zip(names, held, sizes, strict=True)},
-            "peak_bytes": pool.peak * self.layout.block_nbytes,
-            "slots": {tier.name: self.storage.free[tier].count for tier in Tier},
-            "staging_bytes": self.storage.memory.staging_nbytes,
-        }
+        return self._tally.statistics()
 
     # -- within --------------------------------------------------------------------------------------------------------
 
@@ -301,11 +281,7 @@ class TierManager:
         return Tier.dram if possible and self.mover.make_room(Tier.dram) else None
 
     def _look_up(self, blocks: Blocks) -> None:
-        tiers = self.pool.tier[blocks]
-        if tiers.any():
-            self._hits += np.bincount(tiers, minlength=3)
-        else:
-            self._hits[Tier.hbm] += len(tiers)
+        self._tally.looked_up(self.pool.tier[blocks])
         self.profile.touch(self.now, blocks)
 
     def _bring_to_write(self, block: int) -> None:

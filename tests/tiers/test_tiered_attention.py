@@ -61,7 +61,7 @@ def run(data: tuple[Tensor, Tensor, Tensor], hbm: int = 8, path: Path | None = N
     nvme, dram = (200, 4) if path else (0, 200)
     with manager_of(hbm, dram, nvme, path, LAYOUT, asynchronous=False, **settings) as manager:
         watched = Watched()
-        manager._omission = watched
+        manager._tally.omission = watched
         return decode(manager, data), manager.statistics(), watched.found
 
 
@@ -144,7 +144,7 @@ def test_profiled_skips_what_had_no_mass_and_measures_what_it_misses() -> None:
 
 
 @pytest.mark.parametrize("nvme", [False, True])
-@pytest.mark.parametrize(("bits", "error"), [(8, 0.05), (4, 0.5)])
+@pytest.mark.parametrize(("bits", "error"), [(8, 0.05), (4, 0.5), (2, 2.0)])
 def test_lossy_formats_are_near(bits: int, error: float, nvme: bool, tmp_path: Path) -> None:
     made = torch.Generator().manual_seed(4)
     data = tuple(torch.randn(heads, LENGTH, 16, generator=made) for heads in (4, 2, 2))
@@ -152,7 +152,7 @@ def test_lossy_formats_are_near(bits: int, error: float, nvme: bool, tmp_path: P
     outs, statistics, _ = run(data, path=tmp_path if nvme else None, bits=bits)  # type: ignore[arg-type]
     off = max(float((a - b).abs().max()) for a, b in zip(exact, outs, strict=True))
     assert 0 < off < error
-    assert 0 < statistics["packing_error"]["max"] < {8: 0.01, 4: 0.1}[bits]
+    assert 0 < statistics["packing_error"]["max"] < {8: 0.01, 4: 0.1, 2: 0.5}[bits]
 
 
 def test_certified_and_lossy_do_not_go_together() -> None:

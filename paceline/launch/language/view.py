@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from paceline.launch.tier_table import tier_table
+
 __all__ = ["StreamView", "print_texts", "show_summary"]
 
 _STYLES = {"draft": "green", "refill": "yellow", "plain": "default"}
@@ -75,5 +77,8 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         what = f"{rank['passes']} passes of {rank['pass_ms']:.1f} ms, busy {share:.0%}"
         table.add_row(f"rank {rank['rank']} ({rank['role']})", what)
     console.print(table)
+    tiers = tier_table(summary["tiers"])
+    if tiers is not None:
+        console.print(tiers)
     if summary["windows"] and console.is_terminal:
         console.print(_LEGEND)

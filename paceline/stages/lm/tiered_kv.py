@@ -29,7 +29,6 @@ class TieredKV:
         self._watch = TierWatch(manager)
         self._prefixes = PrefixIndex(manager)
         self._shared = 0
-        self._most = [0] * len(Tier)
         self.recomputed = 0
         """Positions that were computed again because a block could not be read back."""
         slots: int = manager.storage.free[Tier.hbm].count
@@ -77,9 +76,6 @@ class TieredKV:
 
     def passed(self) -> None:
         """A pass has ended."""
-        self._most = [
-            max(most, self.manager.storage.free[tier].taken) for tier, most in zip(Tier, self._most, strict=True)
-        ]
         self.manager.step()
         self._watch.look()
 
@@ -104,10 +100,8 @@ class TieredKV:
 
     def statistics(self) -> dict[str, Any]:
         """What the JSON says of this rank's tiers."""
-        names = [tier.name for tier in Tier]
         return {
             **self.manager.statistics(),
-            "most_blocks": dict(zip(names, self._most, strict=True)),
             "shared_positions": self._shared,
             "recomputed_positions": self.recomputed,
         }
