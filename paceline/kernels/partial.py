@@ -32,9 +32,8 @@ class Partial:
     def mass_HMN(self) -> Tensor:
         """Attention mass: the share of each row's softmax weight that fell on each block. Sums to 1 over the blocks, or
         to 0 where a row saw no key."""
-        seen = torch.isfinite(self.lse_HM)
-        top_HM = torch.where(seen, self.lse_HM, torch.zeros_like(self.lse_HM))
-        return torch.exp(self.block_lse_HMN - top_HM[..., None])
+        # No key: -inf less -inf.
+        return torch.sub(self.block_lse_HMN, self.lse_HM[..., None]).exp_().nan_to_num_(nan=0.0)
 
     @property
     def mass_N(self) -> Tensor:
