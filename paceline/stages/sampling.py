@@ -12,7 +12,10 @@ from torch import Tensor
 
 from paceline.pipeline.speculation.window import Coupling
 
-__all__ = ["SamplingParams", "warp"]
+__all__ = ["SAMPLING_DEFAULTS", "SamplingParams", "warp"]
+
+SAMPLING_DEFAULTS = {"temperature": 0.7, "top_k": 0.0, "top_p": 1.0, "repetition_penalty": 1.0}
+"""What a generation draws with where nothing else is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,10 @@ class SamplingParams:
         ]
         if wrong:
             raise ValueError("; ".join(wrong))
+
+    def options(self) -> dict[str, float]:
+        """Those that a session is drawn with, by name; its seed is its own."""
+        return {name: float(getattr(self, name)) for name in SAMPLING_DEFAULTS}
 
     @property
     def effective_coupling(self) -> Coupling:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -42,8 +43,9 @@ class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     note: bytes
 
 
-def park(kv: PagedKV, path: Path, note: bytes = b"") -> int:
-    """Write a sequence to a file, and a note with it (its tokens, its seed); gives the bytes of the file.
+def park(kv: PagedKV, path: Path, note: bytes = b"", beat: Callable[[], None] = lambda: None) -> int:
+    """Write a sequence to a file, and a note with it (its tokens, its seed); gives the bytes of the file. `beat` is
+    called for each position range.
 
     The sequence stays as it is; close it to free its memory. Raises `StoreError` where the file can't be written or
     would leave less than the watermark free, and `BlockLost`; then there is no file, and an older one stays.
@@ -66,6 +68,7 @@ def park(kv: PagedKV, path: Path, note: bytes = b"") -> int:
             begin = len(_head(kv, count, sums, note)) + sums.nbytes
             file.seek(begin)
             for number in range(count):
+                beat()
                 data = _bytes(manager, kv, number)
                 for layer, block in enumerate(data):
                     sums[number * len(data) + layer] = crc32c(block)
@@ -88,7 +91,9 @@ def park(kv: PagedKV, path: Path, note: bytes = b"") -> int:
     return begin + size
 
 
-def unpark(manager: TierManager, path: Path, session: int | None = None) -> tuple[PagedKV, bytes]:
+def unpark(
+    manager: TierManager, path: Path, session: int | None = None, beat: Callable[[], None] = lambda: None
+) -> tuple[PagedKV, bytes]:
     """Take up a parked sequence; gives it and its note. The file stays.
 
     Raises `StoreError` for a file that is missing, damaged anywhere, cut short, of another version, or of another
@@ -97,7 +102,7 @@ def unpark(manager: TierManager, path: Path, session: int | None = None) -> tupl
     threads = IOThreads(1, manager.settings.deadline_s, name="parking")
     kv: PagedKV | None = None
     try:
-        with path.open("rb", buffering=0) as file:
+        with _opened(path) as file:
             header, sums = _read_head(file, path, threads)
             if header.fingerprint != manager.fingerprint:
                 raise StoreError(f"{path} holds KV of {manager.fingerprint.differences(header.fingerprint)}")
@@ -106,6 +111,7 @@ def unpark(manager: TierManager, path: Path, session: int | None = None) -> tupl
             nbytes = layout.block_nbytes
             shape = (2, layout.heads, layout.block_size, layout.head_dim)
             for number in range(header.blocks):
+                beat()
                 data = _read(file, layout.layers * nbytes, path, threads)
                 kv.reserve(min((number + 1) * layout.block_size, header.length))
                 for layer in range(layout.layers):
@@ -129,12 +135,17 @@ def parked_fingerprint(path: Path) -> Fingerprint:
     """Whose KV a file holds. Raises `StoreError` where it is missing or its header is damaged."""
     threads = IOThreads(1, TierSettings().deadline_s, name="parking")
     try:
-        with path.open("rb", buffering=0) as file:
+        with _opened(path) as file:
             return _read_head(file, path, threads)[0].fingerprint
     except OSError as error:
         raise StoreError(f"reading {path} failed: {error.strerror or error}") from error
     finally:
         threads.close()
+
+
+def _opened(path: Path) -> BinaryIO:
+    # Not blocking, as a pipe by that name would.
+    return open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
 
 
 def _head(kv: PagedKV, count: int, sums: np.ndarray[tuple[int], np.dtype[np.uint32]], note: bytes) -> bytes:
@@ -149,6 +160,8 @@ def _head(kv: PagedKV, count: int, sums: np.ndarray[tuple[int], np.dtype[np.uint
 def _read_head(
     file: BinaryIO, path: Path, threads: IOThreads
 ) -> tuple[_Header, np.ndarray[tuple[int], np.dtype[np.uint32]]]:
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        raise StoreError(f"{path} is no file")
     start = _read(file, len(_MAGIC) + 8, path, threads)
     size, crc = (int.from_bytes(start[at : at + 4], "little") for at in (len(_MAGIC), len(_MAGIC) + 4))
     if not start.startswith(_MAGIC) or size > _MOST_HEADER:
@@ -162,7 +175,11 @@ def _read_head(
         raise StoreError(f"{path} was parked by another version; start the session anew: {error}") from error
     if header.version != _VERSION:
         raise StoreError(f"{path} is of version {header.version}, not {_VERSION}; start the session anew")
-    table = _read(file, 4 * header.fingerprint.layers * header.blocks, path, threads)
+    found = os.fstat(file.fileno())
+    count = 4 * header.fingerprint.layers * header.blocks
+    if min(header.fingerprint.layers, header.blocks) < 0 or len(start) + size + count > found.st_size:
+        raise StoreError(f"{path} ends too soon; it was cut after it was written")
+    table = _read(file, count, path, threads)
     if crc32c(table) != header.sums:
         raise StoreError(f"the checksums of {path} are damaged; start the session anew")
     return header, np.frombuffer(table, dtype="<u4")

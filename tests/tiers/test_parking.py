@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -8,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from paceline.tiers.checksum import crc32c
 from paceline.tiers.errors import StoreError, TierFull
 from paceline.tiers.layout import Layout
 from paceline.tiers.manager import TierManager
-from paceline.tiers.parking import park, unpark
+from paceline.tiers.parking import park, parked_fingerprint, unpark
 from tests.faults.tiers import LAYOUT, Session
 from tests.tiers.managers import budget_of, manager_of
 
@@ -117,3 +119,25 @@ def test_a_disk_without_room_keeps_the_session(tmp_path: Path) -> None:
             park(session.kv, Path("/dev/full/sleeping"))
         session.forward(1)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("blocks", [2**20, 2**50, 2**62, -1])
+def test_a_header_that_asks_for_more_than_there_is(blocks: int, tmp_path: Path) -> None:
+    path = parked(tmp_path)
+    content = path.read_bytes()
+    begin = len(b"PACELINE-PARKED\x00") + 8
+    size = int.from_bytes(content[begin - 8 : begin - 4], "little")
+    header = json.loads(content[begin : begin + size])
+    body = json.dumps(header | {"blocks": blocks}).encode()
+    path.write_bytes(
+        content[: begin - 8] + len(body).to_bytes(4, "little") + crc32c(body).to_bytes(4, "little") + body
+        + content[begin + size :]
+    )  # fmt: skip
+    with manager_of(64, layout=LAYOUT) as manager, pytest.raises(StoreError, match="too soon"):
+        unpark(manager, path)
+
+
+def test_a_pipe_is_no_parked_session(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StoreError, match="is no file"):
+        parked_fingerprint(tmp_path / "pipe")

@@ -40,10 +40,18 @@ def generate(
         int | None,
         typer.Option(min=0, max=2**63 - 1, help="Seed; the topology's, or that of the parked session, if left out."),
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that make up this share.")] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many likeliest tokens; 0: from all.")] = 0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes tokens of the text so far rarer.")] = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="0 takes the likeliest token. [default: 0.7]")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest tokens that make up this share. [default: 1]")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, help="Draw from so many likeliest tokens; 0: from all. [default: 0]")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1 makes tokens of the text so far rarer. [default: 1]")
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text. Repeatable.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end of text.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Decode without a drafter.")] = False,
@@ -80,7 +88,8 @@ def generate(
             raise ArgumentError("--serial runs in one process; start it with `paceline generate`, without torchrun")
         start = _checked(
             loaded, texts, max_tokens, loaded.seed if seed is None else seed,
-            (temperature, top_k, top_p, repetition_penalty), tuple(stop or ()), ignore_eos, plain, serial,
+            {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty},
+            tuple(stop or ()), ignore_eos, plain, serial,
             None if out is None else out.resolve(), None if park is None else park.resolve(), resumed,
             seed is not None,
         )  # fmt: skip
@@ -145,7 +154,7 @@ def _checked(
     prompts: tuple[str, ...],
     max_tokens: int,
     seed: int,
-    sampling: tuple[float, int, float, float],
+    sampling: dict[str, float | None],
     stop: tuple[str, ...],
     ignore_eos: bool,
     plain: bool,
@@ -158,7 +167,7 @@ def _checked(
     """Everything that can be known to be right before a process starts; returns what starts it."""
     # Imported here: Transformers takes seconds, and a wrong topology should not wait for it.
     from paceline.kernels.philox import session_seed
-    from paceline.launch.language.parking import check_parking
+    from paceline.launch.language.parking import check_parking, sampling_of
     from paceline.launch.language.start import start
     from paceline.launch.language.tiers import check_tiers_hold
     from paceline.runtime.language.models import Models
@@ -167,11 +176,14 @@ def _checked(
     from paceline.stages.lm.layer_run import even_runs
     from paceline.stages.sampling import SamplingParams
 
-    temperature, top_k, top_p, repetition_penalty = sampling
+    drawn = sampling_of(sampling, [session for _, session in parked])
     if any(not text for text in stop):
         raise ArgumentError("--stop: an empty text ends everything; leave it out")
     try:
-        params = SamplingParams(temperature, top_k, top_p, repetition_penalty, seed, topology.speculation.coupling)
+        params = SamplingParams(
+            drawn["temperature"], int(drawn["top_k"]), drawn["top_p"], drawn["repetition_penalty"], seed,
+            topology.speculation.coupling,
+        )  # fmt: skip
         resumed = tuple(
             Resumed(folder, replace(it, seed=session_seed(seed, it.number)) if reseed else it) for folder, it in parked
         )

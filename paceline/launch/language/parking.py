@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 
 from paceline.launch.errors import ArgumentError
 from paceline.launch.language.tiers import kv_dtype
 from paceline.pipeline.topology import StageKind
 from paceline.runtime.language.models import Models
-from paceline.runtime.language.parked import ParkingError, kv_file, read_parked
+from paceline.runtime.language.parked import ParkedSession, kv_file, parked_folders
 from paceline.runtime.language.spec import GenerateSpec, Resumed
 from paceline.stages.lm.anatomy import kv_shape_of
 from paceline.stages.lm.folder import ModelFolder
 from paceline.stages.lm.identity import weights_identity
 from paceline.stages.lm.layer_run import even_runs
 from paceline.stages.lm.rank_tiers import RankTiers
+from paceline.stages.sampling import SAMPLING_DEFAULTS
 from paceline.tiers.errors import StoreError
 from paceline.tiers.fingerprint import Fingerprint
 from paceline.tiers.parking import parked_fingerprint
 
-__all__ = ["check_parking"]
+__all__ = ["check_parking", "sampling_of"]
 
 
 def check_parking(spec: GenerateSpec, models: Models) -> None:
@@ -51,8 +53,8 @@ def check_parking(spec: GenerateSpec, models: Models) -> None:
         tokens = resumed.session.tokens
         if tokens[-1] in models.eos and not prompt:
             raise ArgumentError(
-                f"session {resumed.session.number} in {resumed.folder} came to the end of its text; give a --prompt to "
-                "go on from, or --ignore-eos"
+                f"session {resumed.session.number} in {resumed.folder} came to the end of its text; give it a "
+                "--prompt to go on from ('' for the others), or --ignore-eos"
             )
         if max(tokens) >= models.vocab:
             raise ArgumentError(f"{resumed.folder}: token {max(tokens)} is not one of this model; take its own")
@@ -66,13 +68,14 @@ def _check_kv(resumed: Resumed, wanted: list[Fingerprint]) -> None:
             "with as many as it was parked with"
         )
     for rank, fingerprint in enumerate(wanted):
+        path = kv_file(resumed.folder, rank, resumed.session.tokens[:-1])
         try:
-            found = parked_fingerprint(kv_file(resumed.folder, rank))
+            found = parked_fingerprint(path)
         except StoreError:
             continue
         if found != fingerprint:
             raise ArgumentError(
-                f"{kv_file(resumed.folder, rank)} holds KV of {fingerprint.differences(found)}; take up with the model "
+                f"{path} holds KV of {fingerprint.differences(found)}; take up with the model "
                 "and the block size that it was parked with"
             )
 
@@ -87,13 +90,24 @@ def _check_folder(spec: GenerateSpec) -> None:
         raise ArgumentError(f"--park {park}: {error.strerror}; name a folder that can be written") from error
     if not os.access(park, os.W_OK | os.X_OK):
         raise ArgumentError(f"--park {park}: can't be written; name a folder that can")
-    try:
-        found = {folder for folder, _ in read_parked(park)}
-    except ParkingError:
-        return
-    lost = found - {resumed.folder for resumed in spec.resumed}
+    lost = set(parked_folders(park)) - {resumed.folder for resumed in spec.resumed}
     if lost:
         raise ArgumentError(
             f"--park {park}: holds {min(lost).name} already, and would lose it; take it up with --resume, remove it, "
             "or name another folder"
         )
+
+
+def sampling_of(given: Mapping[str, float | None], parked: Sequence[ParkedSession]) -> dict[str, float]:
+    """What to draw with: what was asked for, else what the parked sessions were drawn with, else what is usual. Raises
+    `ArgumentError` where they were drawn differently."""
+    found = {}
+    for name, value in given.items():
+        before = sorted({session.sampling.get(name, SAMPLING_DEFAULTS[name]) for session in parked})
+        if value is None and len(before) > 1:
+            option = "--" + name.replace("_", "-")
+            raise ArgumentError(
+                f"the parked sessions were drawn with {option} {before[0]:g} and {before[1]:g}; name one for all"
+            )
+        found[name] = value if value is not None else before[0] if before else SAMPLING_DEFAULTS[name]
+    return found

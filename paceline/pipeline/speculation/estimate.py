@@ -65,6 +65,11 @@ class CostLine:
         """Whether anything was measured."""
         return self.weight > 0
 
+    @property
+    def sloped(self) -> bool:
+        """Whether different x were measured."""
+        return self.weight > 0 and self._spread > 0
+
     def line(self) -> tuple[float, float]:
         """(fixed, each) in seconds. Where all measurements have the same x, all of it is taken to be fixed."""
         if not self.weight:
@@ -81,7 +86,7 @@ class CostLine:
         """Seconds at x."""
         fixed, each = self.line()
         mean_x = self.x / self.weight if self.weight else 0.0
-        if self.hint is not None and self.weight and self._spread <= 0 and self.hint[0] > mean_x:
+        if self.hint is not None and self.weight and self._spread <= 0 and self.hint[0] >= 2 * mean_x:
             steep = max(0.0, self.hint[1] - fixed) / (self.hint[0] - mean_x)
             return fixed + steep * max(0.0, x - mean_x)
         return fixed + each * x

@@ -13,10 +13,10 @@ from paceline.runtime.clock import now
 from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.language.judging import Work
 from paceline.runtime.language.live import Live, TextLog
-from paceline.runtime.language.messages import Cancel, Drafted, Opened, Pace
+from paceline.runtime.language.messages import Cancel, Drafted, Kept, Opened, Pace
 from paceline.runtime.language.parked import ParkedSession, write_parked
 from paceline.runtime.language.partner import Partner
-from paceline.runtime.language.result import LanguageReport, LanguageResult, TextResult
+from paceline.runtime.language.result import LanguageResult, TextResult
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.language.verifier import VerifyWorker
 from paceline.runtime.language.worker import Progress
@@ -51,7 +51,9 @@ class HomeWorker(VerifyWorker):
         self._live: dict[int, Live] = {}
         self._evidence: dict[tuple[int, int, int], Drafted] = {}
         self._texts: list[TextResult] = []
-        self._parked: dict[int, ParkedSession] = {}
+        self._keeping: dict[int, ParkedSession] = {}
+        """Sessions that are being parked."""
+        self._written: list[int] = []
         runs = len(self.roles.verifiers)
         self._depth = runs if runs == 1 else runs + 1
         self._drafter = Partner(spec, self.roles, endpoint, self.post)
@@ -77,6 +79,8 @@ class HomeWorker(VerifyWorker):
                     self._drafter.told(message, len(self._live))
                 case Verdict():
                     self.judged(message)
+                case Kept():
+                    self.kept(message)
         joined = self._admit()
         if self._drafter.watch(len(self._live)):
             for live in self._live.values():
@@ -89,8 +93,8 @@ class HomeWorker(VerifyWorker):
         else:
             self._drafter.idle()
         if not self._live and not self._queue:
-            self._ended_s = now()
-            self._finished = True
+            self._ended_s = self._ended_s or now()
+            self._finished = not self._keeping
         return self._finished or bool(messages or joined or work)
 
     def patience(self) -> float:
@@ -162,13 +166,26 @@ class HomeWorker(VerifyWorker):
         del self._live[live.session]
         self._forget(live.session, 1 << 62)
         parked: tuple[int, ...] = ()
-        if self.spec.park is not None and reason is not FinishReason.failed:
+        # Before its first token the KV of its prompt may not be there.
+        if self.spec.park is not None and reason is not FinishReason.failed and live.origins:
             # The KV of the last token has not been computed.
             parked = tuple(live.tokens[:-1])
-            number, ranks = self.spec.number(live.session), len(self.roles.verifiers)
-            self._parked[live.session] = ParkedSession(number, live.seed, live.tokens, reason.value, ranks)
+            ranks = len(self.roles.verifiers)
+            self._keeping[live.session] = self._keeper.record(live.session, live.tokens, live.seed, reason.value, ranks)
         self.end(Cancel(live.session, parked=parked))
         self._left(live.result(self._started_s, reason))
+
+    def kept(self, kept: Kept) -> None:
+        """All verifiers have been asked to park a session. If all did, it can be taken up from now on."""
+        session = self._keeping.pop(kept.session)
+        if kept.ranks < session.ranks or self.spec.park is None:
+            return
+        try:
+            write_parked(self.spec.park, session)
+        except OSError as error:
+            self.failures.append(f"session {session.number} could not be parked: {error}")
+        else:
+            self._written.append(session.number)
 
     def _left(self, text: TextResult) -> None:
         self._texts.append(text)
@@ -207,7 +224,6 @@ class HomeWorker(VerifyWorker):
         tuner = self._drafter.tuner
         tuner.end(self._ended_s)
         s = tuner.settings
-        parked = self._write_parked(reports, warnings)
         return LanguageResult(
             sessions=sorted(self._texts, key=lambda text: text.id),
             wall_s=self._ended_s - self._started_s,
@@ -216,20 +232,5 @@ class HomeWorker(VerifyWorker):
             predicted_speedup=tuner.predicted,
             measured_speedup=tuner.measured,
             warnings=warnings,
-            parked=parked,
+            parked=sorted(self._written),
         )
-
-    def _write_parked(self, reports: Sequence[LanguageReport], warnings: list[str]) -> list[int]:
-        """Say of the sessions whose KV all verifiers have parked that they can be taken up; which those are."""
-        written = []
-        held = [set(report.parked) for report in reports if report.role == self.role]
-        for number, session in sorted(self._parked.items()):
-            if self.spec.park is None or len(held) < session.ranks or not all(number in each for each in held):
-                continue
-            try:
-                write_parked(self.spec.park, session)
-            except OSError as error:
-                warnings.append(f"session {number} could not be parked: {error}")
-            else:
-                written.append(number)
-        return written

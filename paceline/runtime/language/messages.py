@@ -14,8 +14,8 @@ from torch import Tensor
 
 from paceline.pipeline.speculation.window import FinishReason, SpeculationError, Verdict, Window
 
-__all__ = ["Ask", "Cancel", "Drafted", "Failed", "Message", "Opened", "Pace", "Passing", "Settings", "message_bytes",
-           "pack", "unpack"]  # fmt: skip
+__all__ = ["Ask", "Cancel", "Drafted", "Failed", "Kept", "Message", "Opened", "Pace", "Passing", "Settings",
+           "message_bytes", "pack", "unpack"]  # fmt: skip
 
 _FINISH = list(FinishReason)
 _MILLION = 1_000_000
@@ -103,10 +103,19 @@ class Pace:
     refills: tuple[tuple[bool, int, int], ...] = ()
 
 
-Message = Opened | Drafted | Passing | Settings | Cancel | Verdict | Ask | Pace | Failed
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """So many verifiers in a row have written the KV of a session that is over to their files. It goes round behind the
+    session's cancel, and comes back to the first."""
+
+    session: int
+    ranks: int
+
+
+Message = Opened | Drafted | Passing | Settings | Cancel | Verdict | Ask | Pace | Failed | Kept
 _KINDS: dict[type, int] = {
     Opened: 0, Drafted: 1, Passing: 2, Settings: 3, Cancel: 4, Verdict: 5, Ask: 6, Pace: 7,
-    Failed: 8,
+    Failed: 8, Kept: 9,
 }  # fmt: skip
 
 
@@ -173,6 +182,8 @@ def _ints(message: Message, tensors: list[Tensor]) -> list[int]:
             return [session, _FINISH.index(reason), length, *parked]
         case Failed(session):
             return [session]
+        case Kept(session, ranks):
+            return [session, ranks]
         case Verdict() as v:
             finish = -1 if v.finish is None else _FINISH.index(v.finish)
             return [
@@ -215,6 +226,8 @@ def _message(kind: int, b: Sequence[int], rest: Iterator[Tensor]) -> Message:
             return Pace(b[0], steps, tuple((bool(b[at]), b[at + 1], b[at + 2]) for at in range(cut, len(b), 3)))
         case 8:
             return Failed(b[0])
+        case 9:
+            return Kept(b[0], b[1])
     raise ValueError(f"kind {kind}")
 
 

@@ -1,7 +1,8 @@
 """Sessions that a generation left in a folder, for a later one to go on with.
 
-`FOLDER/session-N/session.json` says what a session was, `kv-R.parked` beside it is the KV of rank R of the verifiers,
-all positions but the last one. The first is written last: without it there is no session.
+`FOLDER/session-N/session.json` says what a session was; `kv-R-HASH.parked` beside it is the KV of rank R of the
+verifiers, all positions but the last one, under a hash of its tokens. The first is written last, in one go: so a folder
+holds the session as it was or as it is, whenever a run ends.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
 
-__all__ = ["ParkedSession", "ParkingError", "kv_file", "note_of", "read_parked", "session_folder", "write_parked"]
+__all__ = ["ParkedSession", "ParkingError", "kv_file", "note_of", "parked_folders", "read_parked", "session_folder",
+           "write_parked"]  # fmt: skip
 
 _VERSION = 1
 _FILE = "session.json"
 _PREFIX = "session-"
+
+_Natural = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 
 
 class ParkingError(ValueError):
@@ -28,14 +33,16 @@ class ParkingError(ValueError):
 class ParkedSession(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is known of a session beside its KV."""
 
-    number: int
-    seed: int
+    number: _Natural
+    seed: Annotated[int, msgspec.Meta(ge=0)]
     """The session's own: with it, what comes next is what would have come next."""
-    tokens: list[int]
+    tokens: Annotated[list[_Natural], msgspec.Meta(min_length=1)]
     """All of them, its prompt included."""
     finish_reason: str
-    ranks: int
+    ranks: Annotated[int, msgspec.Meta(ge=1)]
     """Of the verifiers that parked KV."""
+    sampling: dict[str, float] = {}
+    """How its tokens were drawn, by option."""
     version: int = _VERSION
 
 
@@ -44,9 +51,9 @@ def session_folder(folder: Path, number: int) -> Path:
     return folder / f"{_PREFIX}{number}"
 
 
-def kv_file(session: Path, rank: int) -> Path:
-    """The KV of one rank of the verifiers."""
-    return session / f"kv-{rank}.parked"
+def kv_file(session: Path, rank: int, tokens: Sequence[int]) -> Path:
+    """The KV that one rank of the verifiers has of these tokens."""
+    return session / f"kv-{rank}-{note_of(tokens).hex()[:16]}.parked"
 
 
 def note_of(tokens: Sequence[int]) -> bytes:
@@ -55,23 +62,35 @@ def note_of(tokens: Sequence[int]) -> bytes:
 
 
 def write_parked(folder: Path, session: ParkedSession) -> None:
-    """Say that a session's KV is complete. Raises `OSError`."""
-    path = session_folder(folder, session.number) / _FILE
-    temporary = path.with_name(f".{_FILE}.{os.getpid()}")
+    """Say that a session's KV is complete, and remove what was there of it before. Raises `OSError`."""
+    home = session_folder(folder, session.number)
+    temporary = home / f".{_FILE}.{os.getpid()}"
     try:
-        temporary.write_bytes(msgspec.json.encode(session))
-        temporary.replace(path)
+        with temporary.open("wb") as file:
+            file.write(msgspec.json.encode(session))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(home / _FILE)
     finally:
         temporary.unlink(missing_ok=True)
+    kept = {kv_file(home, rank, session.tokens[:-1]) for rank in range(session.ranks)}
+    for old in set(home.glob("kv-*.parked")) - kept:
+        old.unlink(missing_ok=True)
+
+
+def parked_folders(folder: Path) -> list[Path]:
+    """The folders of sessions in a parking folder, readable or not; none where there is no such folder."""
+    return sorted(file.parent for file in folder.glob(f"{_PREFIX}*/{_FILE}"))
 
 
 def read_parked(folder: Path) -> list[tuple[Path, ParkedSession]]:
     """The sessions of a folder by their numbers, each with its own folder. Raises `ParkingError`."""
+    if not folder.is_dir():
+        raise ParkingError(f"{folder}: there is no such folder; name one that --park wrote")
     try:
-        files = [entry / _FILE for entry in folder.iterdir() if entry.name.startswith(_PREFIX)]
-        found = [(file.parent, _decoded(file)) for file in files if file.is_file()]
+        found = [(each, _decoded(each / _FILE)) for each in parked_folders(folder)]
     except OSError as error:
-        raise ParkingError(f"{folder}: {error.strerror or error}; name a folder that --park wrote") from error
+        raise ParkingError(f"{folder}: {error.strerror or error}; name a folder that can be read") from error
     if not found:
         raise ParkingError(f"{folder}: holds no parked session; name a folder that --park wrote")
     return sorted(found, key=lambda pair: pair[1].number)
@@ -82,6 +101,8 @@ def _decoded(file: Path) -> ParkedSession:
         session = msgspec.json.decode(file.read_bytes(), type=ParkedSession)
     except msgspec.MsgspecError as error:
         raise ParkingError(f"{file}: can't be read ({error}); remove {file.parent}") from error
-    if session.version != _VERSION or not session.tokens:
+    if session.version != _VERSION:
         raise ParkingError(f"{file}: of version {session.version}, not {_VERSION}; remove {file.parent}")
+    if file.parent.name != f"{_PREFIX}{session.number}":
+        raise ParkingError(f"{file}: is that of session {session.number}; give its folder the name it had")
     return session

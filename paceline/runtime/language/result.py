@@ -54,8 +54,6 @@ class LanguageReport(msgspec.Struct, frozen=True):
     """where they lay over time"""
     failures: list[str] = []
     """what went wrong with single sessions here, and why"""
-    parked: list[int] = []
-    """sessions whose KV was written to a file"""
 
 
 class LanguageResult(msgspec.Struct, frozen=True):
@@ -71,4 +69,4 @@ class LanguageResult(msgspec.Struct, frozen=True):
     measured_speedup: float | None
     warnings: list[str]
     parked: list[int] = []
-    """Sessions that can be taken up again."""
+    """Numbers of the sessions that can be taken up again."""

@@ -12,9 +12,10 @@ from paceline.kernels.philox import Purpose
 from paceline.pipeline.speculation.window import Coupling, FinishReason
 from paceline.runtime.clock import now
 from paceline.runtime.device import own_device
+from paceline.runtime.language.keeping import Keeper
 from paceline.runtime.language.live import TextLog
 from paceline.runtime.language.models import Models
-from paceline.runtime.language.parked import ParkedSession, kv_file, note_of, session_folder, write_parked
+from paceline.runtime.language.parked import write_parked
 from paceline.runtime.language.result import LanguageReport, LanguageResult, TextResult
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.language.tiers import serial_tiers
@@ -25,7 +26,6 @@ from paceline.stages.lm.kv_error import SequenceError
 from paceline.stages.lm.rank_tiers import RankTiers
 from paceline.stages.lm.text_stream import TextStream
 from paceline.stages.sampling import warp
-from paceline.tiers.errors import TierError
 from paceline.tiers.manager import TierManager
 
 __all__ = ["generate_serial"]
@@ -67,7 +67,6 @@ def generate_serial(
         rank=0, group=verify.group, role="serial", device="cpu", threads=group.threads, busy_s=wall_s, wait_s=0.0,
         wall_s=wall_s, passes=tokens, tokens=tokens, pass_ms=1e3 * wall_s / max(1, tokens), counters={},
         peak_rss_bytes=peak_rss_bytes(), tiers=statistics, history=history, failures=failures,
-        parked=parked,
     )  # fmt: skip
     return LanguageResult(
         sessions, wall_s, [report], {"window": 0, "depth": 1, "hedge": 0}, None, None, failures, parked
@@ -96,15 +95,9 @@ def _session(
     held = spec.held(number)
     new = tokens[held:]
     reason = FinishReason.length
-    if held:
-        kv = kv_file(spec.resumed[number].folder, 0)
-        try:
-            why = decoder.take_up(sequence, kv, tokens[:held], note_of(tokens[:held]))
-        except SequenceError as error:
-            failures.append(f"session {number} failed: {error}")
-            reason = FinishReason.failed
-        else:
-            failures += [] if why is None else [f"session {number} was computed again: {why}"]
+    keeper = Keeper(spec, 0, "the serial worker", failures)
+    if held and not keeper.take_up(decoder, sequence, number, tokens[:held]):
+        reason = FinishReason.failed
     while reason is not FinishReason.failed and len(tokens) < prompt + spec.max_tokens:
         try:
             (logits,) = decoder.forward([(sequence, torch.tensor(new, dtype=torch.int64))], keep=[1])
@@ -135,22 +128,15 @@ def _session(
     pieces.append(rest)
     log.write(number, rest, "plain")
     if spec.park is not None and reason is not FinishReason.failed:
+        kept = keeper.record(number, tokens, seed, reason.value, 1)
         try:
-            _park(spec, decoder, sequence, ParkedSession(spec.number(number), seed, tokens, reason.value, 1))
-        except (OSError, TierError) as error:
-            failures.append(f"session {number} could not be parked: {error}")
-        else:
-            parked.append(number)
+            if keeper.park(decoder, sequence, number, tokens[:-1]):
+                write_parked(spec.park, kept)
+                parked.append(kept.number)
+        except OSError as error:
+            failures.append(f"session {kept.number} could not be parked: {error}")
     decoder.close(sequence)
     return TextResult(
         id=number, text="".join(pieces), token_ids=tokens[prompt:], finish_reason=reason.value, prompt_tokens=prompt,
         started_s=began - started, first_token_s=(first or now()) - started, finished_s=now() - started,
     )  # fmt: skip
-
-
-def _park(spec: GenerateSpec, decoder: Decoder, sequence: int, session: ParkedSession) -> None:
-    if spec.park is not None:
-        held = session.tokens[:-1]
-        kv = kv_file(session_folder(spec.park, session.number), 0)
-        decoder.park(sequence, len(held), kv, note_of(held))
-        write_parked(spec.park, session)

@@ -28,6 +28,8 @@ _PLAIN_PASSES = 4
 """Plain passes, and draft steps, before the first choice."""
 _MOST_KNOWN = 8
 """Committed tokens of one window in a pass that counts as verifying; a prompt's pass has more, and is no such."""
+_WARM = 1024
+"""Tokens of a first pass from which it counts."""
 _ROUND_TRIPS = 8
 """Round trips of which the least counts: one that met a step under way holds the rest of that step."""
 
@@ -50,7 +52,7 @@ class Tuner:
         self.looks = 0
         """how often the settings were thought over"""
         self._sessions = 1
-        self._plain_passes = 0
+        self._plain_passes = self._prompts = 0
         self._plain: dict[int, Mean] = {}
         self._trips: deque[float] = deque(maxlen=_ROUND_TRIPS)
         # Since the last look.
@@ -68,8 +70,7 @@ class Tuner:
             return
         if any(window.known > _MOST_KNOWN for window in windows):
             self._left_out += seconds
-            # Before there are windows, the prompts say what more tokens cost.
-            self.estimates.verify.hint = sum(len(window.tokens) for window in windows), seconds * self._runs
+            self._prompt(sum(len(window.tokens) for window in windows), seconds * self._runs)
             return
         tokens, whole = sum(len(window.tokens) for window in windows), seconds * self._runs
         if not tokens:
@@ -78,6 +79,14 @@ class Tuner:
         if all(len(window.tokens) == 1 and not window.drafted for window in windows):
             self._plain_passes += 1
             self._plain.setdefault(tokens, Mean(half_life=20.0)).observe(whole)
+
+    def _prompt(self, tokens: int, seconds: float) -> None:
+        """Before there are windows, the prompts say what more tokens cost: the cheapest of them, as others were waiting
+        for something. The first pass of a process is slow, which matters less the more it has to do."""
+        self._prompts += 1
+        hint = self.estimates.verify.hint
+        if (self._prompts > 1 or tokens >= _WARM) and (hint is None or seconds * hint[0] < hint[1] * tokens):
+            self.estimates.verify.hint = tokens, seconds
 
     def committed(self, verdict: Verdict) -> None:
         """A verdict has come."""

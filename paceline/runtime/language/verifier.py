@@ -11,13 +11,12 @@ from paceline.pipeline.speculation.judge import Check
 from paceline.pipeline.speculation.window import FinishReason, Verdict
 from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.language.judging import Judges, Work
-from paceline.runtime.language.messages import Cancel, Failed, Message, Opened, Passing
-from paceline.runtime.language.parked import kv_file, note_of, session_folder
+from paceline.runtime.language.keeping import Keeper
+from paceline.runtime.language.messages import Cancel, Failed, Kept, Message, Opened, Passing
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.language.worker import LanguageWorker, Progress
 from paceline.stages.lm.kv_error import SequenceError
 from paceline.stages.lm.verify_stage import VerifyStage
-from paceline.tiers.errors import TierError
 
 __all__ = ["VerifyWorker"]
 
@@ -38,6 +37,10 @@ class VerifyWorker(LanguageWorker):
     ) -> None:
         super().__init__(spec, rank, endpoint, progress)
         self.stage = stage
+        self._parked: dict[int, bool] = {}
+        """Sessions that this rank was asked to park, and whether it did, until those before it have said the same."""
+        number = self.roles.verifiers.index(rank)
+        self._keeper = Keeper(spec, number, f"rank {rank}", self.failures, lambda: self.progress(self.done))
         last = rank == self.roles.last
         self.judges = Judges(stage, spec.sampling.effective_coupling, eos) if last else None
         self._inbox: dict[int, deque[Message]] = {}
@@ -146,7 +149,11 @@ class VerifyWorker(LanguageWorker):
         else:
             self.send_on(opened)
         if opened.forwarded > 0:
-            self._take_up(opened.session, opened.tokens[: opened.forwarded])
+            tokens = opened.tokens[: opened.forwarded]
+            if not self._keeper.take_up(
+                self.stage.decoder, self.stage.sequence_of(opened.session), opened.session, tokens
+            ):
+                self.fail(opened.session)
 
     def end(self, cancel: Cancel) -> None:
         """A session ends, behind everything that was sent for it: here, and behind."""
@@ -167,28 +174,27 @@ class VerifyWorker(LanguageWorker):
             self.stage.close(cancel.session)
 
     def _park(self, session: int, tokens: Sequence[int]) -> None:
-        """Write the KV of a session's first tokens to a file."""
-        if self.spec.park is None or session in self._failed:
-            return
-        path = kv_file(session_folder(self.spec.park, self.spec.number(session)), self.roles.verifiers.index(self.rank))
-        try:
-            self.stage.park(session, len(tokens), path, note_of(tokens))
-        except TierError as error:
-            self.failures.append(f"session {session} could not be parked on rank {self.rank}: {error}")
-        else:
-            self.parked.append(session)
+        """Write the KV of a session's first tokens to a file; those behind are at it meanwhile."""
+        self.post.send()
+        sequence = self.stage.sequence_of(session)
+        done = session not in self._failed and self._keeper.park(self.stage.decoder, sequence, session, tokens)
+        self._parked[session] = done
+        if self.rank == self.roles.first:
+            self._kept(session, 0)
 
-    def _take_up(self, session: int, tokens: Sequence[int]) -> None:
-        """Begin a session with KV that was parked."""
-        path = kv_file(self.spec.resumed[session].folder, self.roles.verifiers.index(self.rank))
-        try:
-            why = self.stage.take_up(session, path, tokens, note_of(tokens))
-        except SequenceError as error:
-            self.failures.append(f"session {session} failed on rank {self.rank}: {error}")
-            self.fail(session)
+    def _kept(self, session: int, ranks: int) -> None:
+        """So many verifiers before this one have parked a session; say so behind."""
+        ranks += self._parked.pop(session)
+        if self.judges is None:
+            self.send_on(Kept(session, ranks))
+        elif self.rank != self.roles.first:
+            self.post.put(self._ring, self.roles.first, Kept(session, ranks))
         else:
-            if why is not None:
-                self.failures.append(f"session {session} was computed again on rank {self.rank}: {why}")
+            self.kept(Kept(session, ranks))
+
+    def kept(self, kept: Kept) -> None:
+        """On the first run: all verifiers have been asked to park a session."""
+        raise NotImplementedError
 
     def _put(self, message: Message) -> None:
         session = message.window.session if isinstance(message, Passing) else getattr(message, "session", -1)
@@ -202,6 +208,8 @@ class VerifyWorker(LanguageWorker):
                 self.end(message)
             case Failed():
                 self.fail(message.session)
+            case Kept(session, ranks):
+                self._kept(session, ranks)
 
     def work(self) -> None:
         """As always; what the judges counted is part of the report."""

@@ -53,8 +53,6 @@ class LanguageWorker:
         self.tiers: TieredKV | None = None
         self.failures: list[str] = []
         """What went wrong with single sessions here, and why"""
-        self.parked: list[int] = []
-        """Sessions whose KV was written to a file"""
         self.done = 0
         """What the progress board shows"""
         self._finished = self._told_to_end = False
@@ -142,7 +140,6 @@ class LanguageWorker:
             pass_ms=self.pass_ms, counters=asdict(self.counters), peak_rss_bytes=peak_rss_bytes(),
             tiers=None if self.tiers is None else self.tiers.statistics(),
             history=None if self.tiers is None else self.tiers.history(), failures=self.failures,
-            parked=self.parked,
         )  # fmt: skip
 
     def send_report(self) -> None:

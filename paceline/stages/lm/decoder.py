@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -98,13 +98,18 @@ class Decoder:
         if sequence in self._tokens:
             del self._tokens[sequence][length:]
 
-    def park(self, sequence: int, length: int, path: Path, note: bytes) -> None:
-        """Write the KV of the first `length` positions of a sequence to a file, with a note. Raises `TierError` where
-        that can't be done, `ValueError` without tiers and where there are not so many positions."""
-        self._tiered.park(self._held(sequence, length), length, path, note)
+    def park(
+        self, sequence: int, length: int, path: Path, note: bytes, beat: Callable[[], None] = lambda: None
+    ) -> None:
+        """Write the KV of the first `length` positions of a sequence to a file, with a note; `beat` is called now and
+        then. Raises `TierError` where that can't be done, `ValueError` without tiers and where there are not so many
+        positions."""
+        self._tiered.park(self._held(sequence, length), length, path, note, beat)
 
     @torch.inference_mode()
-    def take_up(self, sequence: int, path: Path, tokens: Sequence[int], note: bytes) -> str | None:
+    def take_up(
+        self, sequence: int, path: Path, tokens: Sequence[int], note: bytes, beat: Callable[[], None] = lambda: None
+    ) -> str | None:
         """Let a sequence hold the KV of `tokens` that was parked with this note.
 
         KV that can't be read back is computed again where this run is the first, and what is returned says why.
@@ -112,7 +117,7 @@ class Decoder:
         """
         tiers, empty, why = self._tiered, self._held(sequence), None
         try:
-            self._sequences[sequence] = tiers.take_up(path, len(tokens), note)
+            self._sequences[sequence] = tiers.take_up(path, len(tokens), note, beat)
             empty.close()
         except TierError as error:
             if not self.first:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +57,18 @@ class TieredKV:
         """Share nothing any more of what has been computed so far."""
         self._prefixes.clear()
 
-    def park(self, kv: KV, length: int, path: Path, note: bytes) -> None:
+    def park(self, kv: KV, length: int, path: Path, note: bytes, beat: Callable[[], None]) -> None:
         """Write the first `length` positions of a sequence to a file. Raises `TierError`."""
         fork = kv.fork(length)
         try:
             if isinstance(fork, PagedKV):
-                park(fork, path, note)
+                park(fork, path, note, beat)
         finally:
             fork.close()
 
-    def take_up(self, path: Path, length: int, note: bytes) -> KV:
+    def take_up(self, path: Path, length: int, note: bytes, beat: Callable[[], None]) -> KV:
         """The sequence of so many positions that was parked with this note. Raises `TierError`."""
-        kv, found = unpark(self.manager, path)
+        kv, found = unpark(self.manager, path, beat=beat)
         if (found, kv.length) != (note, length):
             kv.close()
             raise StoreError(f"{path} holds KV of another text")

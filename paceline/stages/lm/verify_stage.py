@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -45,13 +44,14 @@ class VerifyStage:
         """Make ready for a session."""
         self._sequences[session] = self._decoder.open()
 
-    def park(self, session: int, length: int, path: Path, note: bytes) -> None:
-        """Write the KV of a session's first positions to a file; see `Decoder.park`."""
-        self._decoder.park(self._sequences[session], length, path, note)
+    def sequence_of(self, session: int) -> int:
+        """The decoder's sequence of a session."""
+        return self._sequences[session]
 
-    def take_up(self, session: int, path: Path, tokens: Sequence[int], note: bytes) -> str | None:
-        """Let a session that was opened just now begin with KV that was parked; see `Decoder.take_up`."""
-        return self._decoder.take_up(self._sequences[session], path, tokens, note)
+    @property
+    def decoder(self) -> Decoder:
+        """What computes."""
+        return self._decoder
 
     def close(self, session: int) -> None:
         """Free a session."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from paceline.runtime.language.parked import ParkedSession, session_folder, write_parked
+from paceline.launch.errors import ArgumentError
+from paceline.launch.language.parking import sampling_of
+from paceline.runtime.language.parked import ParkedSession, session_folder
 from tests.harness import ROOT
 from tests.launch.language.runs import command
 from tests.launch.language.test_generate import PROMPTS, reference
@@ -18,7 +22,8 @@ TIERS = ["--set", "tiers.verifier.hbm=64KiB", "--set", "tiers.verifier.dram=8MiB
 
 def given(models: list[str], prompts: tuple[str, ...] = ()) -> list[str]:
     words = [word for prompt in prompts for word in ("--prompt", prompt)]
-    return [*models, *TIERS, *words, "--temperature", "1", "--set", "deterministic=true"]
+    drawn = ["--temperature", "1"] if prompts else []
+    return [*models, *TIERS, *words, *drawn, "--set", "deterministic=true"]
 
 
 def test_another_process_goes_on_where_this_one_stopped(models: list[str], tmp_path: Path) -> None:
@@ -27,7 +32,7 @@ def test_another_process_goes_on_where_this_one_stopped(models: list[str], tmp_p
         TWO, *given(models, PROMPTS), "--max-tokens", "40", "--seed", "7", "--park", folder, "--ignore-eos"
     )
     assert (errors, before["parked"]) == ("", [0, 1])
-    assert sorted(path.name for path in Path(folder).glob("*/*")) == ["kv-0.parked"] * 2 + ["session.json"] * 2
+    assert sorted(path.name[:4] for path in Path(folder).glob("*/*")) == ["kv-0"] * 2 + ["sess"] * 2
     after, _, errors = command(
         TWO, *given(models), "--max-tokens", "50", "--resume", folder, "--park", folder, "--ignore-eos"
     )
@@ -62,7 +67,7 @@ def test_what_can_not_be_parked_or_taken_up(models: list[str], pair: tuple[Path,
         ([*models, *asked, "--park", str(tmp_path / "new")], "the group verifier keeps none; give it tiers"),
         ([*models, *TIERS, *asked, "--park", str(folder)], "holds session-0 already, and would lose it"),
         ([*models, *TIERS, "--resume", str(tmp_path / "empty")], "holds no parked session; name a folder that --park"),
-        ([*models, *TIERS, "--resume", str(tmp_path / "none")], "No such file or directory; name a folder"),
+        ([*models, *TIERS, "--resume", str(tmp_path / "none")], "there is no such folder; name one that --park wrote"),
         ([*models, *TIERS, *again, "--prompt", "a", "--prompt", "b"], "2 prompt(s) for 1 parked session(s)"),
         ([*models, *again], "the group verifier keeps none; give it tiers"),
         ([*models, *TIERS, *again, "--set", "tiers.verifier.block_size=8"], "block_size 16, not 8; take up with"),
@@ -75,12 +80,41 @@ def test_what_can_not_be_parked_or_taken_up(models: list[str], pair: tuple[Path,
         assert said in errors, errors
 
 
-def test_a_text_that_ended_wants_to_be_told_what_comes_next(models: list[str], tmp_path: Path) -> None:
-    folder = session_folder(tmp_path, 0)
-    folder.mkdir()
-    write_parked(tmp_path, ParkedSession(0, 1, [5, 6, 0], "eos", 1))
+def parked(folder: Path, **values: Any) -> None:
+    session_folder(folder, 0).mkdir(exist_ok=True)
+    found = {"number": 0, "seed": 1, "tokens": [5, 6], "finish_reason": "length", "ranks": 1, **values}
+    (session_folder(folder, 0) / "session.json").write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"tokens": [5, 6, 0], "finish_reason": "eos"}, "give it a --prompt to go on from"),
+        ({"tokens": [5, 6, 300]}, "token 300 is not one of this model"),
+        ({"tokens": [5, -6]}, "Expected `int` >= 0"),
+        ({"tokens": []}, "length >= 1"),
+        ({"seed": -1}, "Expected `int` >= 0"),
+        ({"number": 1}, "is that of session 1; give its folder the name it had"),
+        ({"version": 7}, "of version 7, not 1"),
+        ({"more": 1}, "unknown field `more`"),
+    ],
+)
+def test_what_session_files_may_say(models: list[str], tmp_path: Path, values: dict[str, Any], said: str) -> None:
+    parked(tmp_path, **values)
     code, output, errors = invoke("generate", TWO, *given(models), "--resume", str(tmp_path))
-    assert (code, output) == (2, "") and "give a --prompt to go on from, or --ignore-eos" in errors
-    write_parked(tmp_path, ParkedSession(0, 1, [5, 6, 300], "length", 1))
-    code, output, errors = invoke("generate", TWO, *given(models), "--resume", str(tmp_path))
-    assert (code, output) == (2, "") and "token 300 is not one of this model" in errors
+    assert (code, output) == (2, "") and said in errors
+    # Whatever it is, it is not overwritten.
+    code, output, errors = invoke("generate", TWO, *given(models, PROMPTS[:1]), "--park", str(tmp_path))
+    assert (code, output) == (2, "") and "holds session-0 already" in errors
+
+
+def test_a_resumed_session_is_drawn_as_it_was() -> None:
+    sessions = [
+        ParkedSession(number, 1, [1, 2], "length", 1, {"temperature": heat}) for number, heat in enumerate((0.2, 0.3))
+    ]
+    asked: dict[str, float | None] = {"temperature": None, "top_k": None}
+    assert sampling_of(asked, []) == {"temperature": 0.7, "top_k": 0}
+    assert sampling_of(asked, sessions[:1]) == {"temperature": 0.2, "top_k": 0}
+    assert sampling_of({"temperature": 0.0}, sessions) == {"temperature": 0.0}
+    with pytest.raises(ArgumentError, match=r"--temperature 0.2 and 0.3; name one for all"):
+        sampling_of(asked, sessions)

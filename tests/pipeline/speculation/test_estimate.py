@@ -93,7 +93,7 @@ def test_a_hint_says_how_steep_a_cost_line_is_until_something_nearer_does() -> N
     line.hint = 332, 0.040
     assert line.at(32) == pytest.approx(0.010)
     assert line.at(132) == pytest.approx(0.020)
-    line.hint = 16, 0.040
+    line.hint = 60, 0.040
     assert line.at(128) == 0.010
     line.hint = 332, 0.040
     line.observe(64, 0.010)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paceline.pipeline.speculation.front import DrafterState, Front, Resume
+from paceline.pipeline.speculation.judge import Judge
 from paceline.pipeline.speculation.window import Coupling, FinishReason, Policy, SpeculationError, Verdict, Window
 
 _PROMPT = (7, 8, 9)
@@ -170,3 +171,17 @@ def test_what_cannot_follow_is_refused() -> None:
         front.settled(_verdict(second, (), 4, 3), 1.0)
     with pytest.raises(SpeculationError, match="below 1"):
         Front(0, (), Coupling.greedy)
+
+
+def test_a_session_whose_beginning_is_in_the_kv_goes_on_behind_it() -> None:
+    front = Front(0, [1, 2, 3, 4], Coupling.gumbel, drafter=DrafterState.off, chunk=2, forwarded=3)
+    judge = Judge(0, [1, 2, 3, 4], 8, Coupling.gumbel, forwarded=3)
+    window = front.next(0.0)
+    assert window is not None and window == Window(0, 0, 3, (4,), 1, bonus=True)
+    check = judge.plan(window)
+    assert check is not None and check.extra
+    front.settled(judge.settle(check, 0, None, 9), 0.0)
+    assert front.next(0.0) == Window(0, 0, 4, (9,), 1, bonus=True)
+    for forwarded in (-1, 4):
+        with pytest.raises(SpeculationError, match="one is left"):
+            Front(0, [1, 2, 3, 4], Coupling.gumbel, forwarded=forwarded)

@@ -13,6 +13,7 @@ from paceline.runtime.language.messages import (
     Cancel,
     Drafted,
     Failed,
+    Kept,
     Message,
     Opened,
     Pace,
@@ -52,6 +53,7 @@ messages = st.one_of(
     st.builds(Settings, small, small, small, st.lists(st.sampled_from([0.0, 0.125, 1.0])).map(tuple)),
     st.builds(Cancel, small, st.sampled_from(FinishReason), st.integers(-1, 99), tokens),
     st.builds(Failed, small),
+    st.builds(Kept, small, small),
     verdicts(),
     st.builds(Ask, small),
     st.builds(

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from paceline.pipeline.topology import Topology
-from paceline.runtime.language.parked import kv_file, read_parked, session_folder
+from paceline.runtime.language.home import HomeWorker
+from paceline.runtime.language.parked import read_parked, session_folder
 from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.spec import GenerateSpec, Resumed
+from paceline.runtime.language.worker import LanguageWorker
 from tests.runtime.language.cluster import Cluster, generate, language, serial, spec_of
 from tests.runtime.language.test_same_text import check_all_free
 from tests.runtime.language.test_tiers import BLOCK, told
@@ -38,6 +40,12 @@ def tokens(result: LanguageResult) -> list[list[int]]:
 
 def joined(first: LanguageResult, second: LanguageResult) -> list[list[int]]:
     return [a + b for a, b in zip(tokens(first), tokens(second), strict=True)]
+
+
+def kv(folder: Path, number: int, rank: int) -> Path:
+    """The file of a rank's KV; there is one."""
+    (found,) = session_folder(folder, number).glob(f"kv-{rank}-*.parked")
+    return found
 
 
 def forwarded(result: LanguageResult) -> int:
@@ -110,7 +118,7 @@ def test_damaged_kv_is_computed_again_where_the_tokens_are_known(pair: Pair, tmp
     spec = spec_of(tiered(pair), PROMPTS, BEFORE, park=tmp_path, ignore_eos=True)
     first = generate(spec)
     whole = tokens(serial(replace(spec, max_tokens=BEFORE + AFTER, park=None)))
-    damaged, missing, swapped = (kv_file(session_folder(tmp_path, number), 0) for number in range(3))
+    damaged, missing, swapped = (kv(tmp_path, number, 0) for number in range(3))
     data = bytearray(damaged.read_bytes())
     data[-50] ^= 4
     damaged.write_bytes(data)
@@ -132,7 +140,7 @@ def test_damaged_kv_is_computed_again_where_the_tokens_are_known(pair: Pair, tmp
 def test_damaged_kv_behind_the_first_run_fails_its_session_alone(pair: Pair, tmp_path: Path, rank: int) -> None:
     spec = spec_of(tiered(pair, 3), PROMPTS, BEFORE, park=tmp_path, ignore_eos=True)
     first = generate(spec)
-    kv_file(session_folder(tmp_path, 1), rank).unlink()
+    kv(tmp_path, 1, rank).unlink()
     cluster = Cluster(resuming(spec, tmp_path, park=tmp_path / "again"))
     second = cluster.run()
     check_all_free(cluster)
@@ -144,6 +152,53 @@ def test_damaged_kv_behind_the_first_run_fails_its_session_alone(pair: Pair, tmp
     assert len(second.warnings) == 1 and f"session 1 failed on rank {rank + 1}" in second.warnings[0]
     # Those that can be taken up keep their numbers.
     assert [session.number for _, session in read_parked(tmp_path / "again")] == [0, 2]
+
+
+def test_parking_that_fails_on_one_rank_leaves_the_session_as_it_was(pair: Pair, tmp_path: Path) -> None:
+    spec = spec_of(tiered(pair, 2), PROMPTS, BEFORE, park=tmp_path, ignore_eos=True)
+    first = generate(spec)
+    before = [session.tokens for _, session in read_parked(tmp_path)]
+
+    def no_room(worker: LanguageWorker) -> None:
+        if worker.rank == worker.roles.last and worker.tiers is not None:
+            manager = worker.tiers.manager
+            manager.settings = replace(manager.settings, watermark=1 << 60)
+
+    cluster = Cluster(resuming(spec, tmp_path), no_room)
+    second = cluster.run()
+    check_all_free(cluster)
+    assert second.parked == []
+    assert sorted(warning.split(":")[0] for warning in second.warnings) == [
+        f"session {number} could not be parked on rank 2" for number in range(3)
+    ]
+    assert [session.tokens for _, session in read_parked(tmp_path)] == before
+    third = generate(resuming(spec, tmp_path))
+    assert tokens(third) == tokens(second)
+    assert (third.parked, third.warnings) == ([0, 1, 2], [])
+    # What the run that failed has left is gone with the next that did not.
+    assert len(list(tmp_path.glob("*/kv-*.parked"))) == 2 * 3
+    assert joined(first, third) == tokens(serial(replace(spec, max_tokens=BEFORE + AFTER, park=None)))
+
+
+def test_a_session_that_is_cancelled_at_once_is_not_parked_and_others_are(pair: Pair, tmp_path: Path) -> None:
+    spec = spec_of(tiered(pair, 2, speculation__chunk=8), PROMPTS, BEFORE, park=tmp_path, ignore_eos=True)
+
+    def cancel(worker: LanguageWorker) -> None:
+        if isinstance(worker, HomeWorker):
+            admit = worker._admit
+
+            def admitted() -> bool:
+                joined = admit()
+                worker.cancel(0)
+                return joined
+
+            worker._admit = admitted  # type: ignore[method-assign]
+
+    cluster = Cluster(spec, cancel)
+    result = cluster.run()
+    check_all_free(cluster)
+    assert result.sessions[0].finish_reason == "cancelled"
+    assert (result.parked, result.warnings) == ([1, 2], [])
 
 
 def test_a_disk_that_can_not_be_written_costs_the_parking_alone(pair: Pair, tmp_path: Path) -> None:

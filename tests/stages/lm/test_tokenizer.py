@@ -24,6 +24,8 @@ def test_text_to_tokens_and_back(tmp_path: Path) -> None:
     assert tokenizer.special_ids == {end} and tokenizer.decode([*ids, end]) == text
     assert tokenizer.size == len(tokenizer.vocabulary())
     assert tokenizer.encode("") == [end]
+    more = tokenizer.encode_more("\n\nclass B")
+    assert tokenizer.decode([*ids, *more]) == text + "\n\nclass B" and tokenizer.encode_more("") == []
 
 
 def test_a_tokenizer_without_its_configuration(tmp_path: Path) -> None:
