@@ -30,12 +30,13 @@ def finish(spec: RunSpec, result: RunResult, run_dir: Path) -> Summary:
 
 
 def _frames(run_dir: Path, name: str, sessions: list[SessionResult]) -> Mapping[int, Frames]:
-    """The frames of the sessions that left any, mapped from their files and not read into memory."""
+    """The frames of the sessions that left any, mapped from their files and not read into memory: as many of each as
+    were shown. Of a session that failed there may be more true ones; before its first frame there are none to take."""
     import numpy as np
 
     frames = {}
     for session in sessions:
         path = run_dir / name.format(session.id)
-        if path.exists() and path.stat().st_size:
-            frames[session.id] = np.memmap(path, np.uint8, "r").reshape(-1, *session.shape)
+        if session.shape and path.exists() and path.stat().st_size:
+            frames[session.id] = np.memmap(path, np.uint8, "r").reshape(-1, *session.shape)[: session.frames]
     return frames

@@ -10,6 +10,8 @@ Definitions (times in milliseconds):
 - `tiers`: by group with memory tiers: `hits` by tier, which sum to `lookups` (of blocks, once for each time that
   attention reads one), bytes moved and staged, errors, stalls by cause, blocks and bytes by tier at the end.
 - `bubble`: the share of the run in which a rank computed nothing, by rank.
+- `sessions`: of each what was shown of it; `failed` says where and why it failed, and is null where it came through.
+  `warnings` names those that failed. Rates, latencies and lateness are of frames that were shown.
 - Percentiles are interpolated linearly between measured values (`steady.percentile`).
 """
 
@@ -58,6 +60,11 @@ def summarize(spec: RunSpec, result: RunResult) -> Summary:
         "bubble": {str(rank.rank): _rounded(_bubble(rank)) for rank in result.ranks},
         "kv_sha256": {key: value for rank in result.ranks for key, value in sorted(rank.kv_sha256.items())},
         "tiers": _tiers(result.ranks),
+        "warnings": [
+            f"session {session.id} failed at frame {session.frames}: {session.failed}"
+            for session in result.sessions
+            if session.failed is not None
+        ],
         "edges": [msgspec.to_builtins(edge) for rank in result.ranks for edge in rank.edges],
         "ranks": [_rank(rank, _hosts(result.ranks)) for rank in result.ranks],
     }
@@ -67,7 +74,8 @@ def _period_ms(times: Sequence[FrameTime]) -> float:
     shown: dict[int, list[float]] = {}
     for time in times:
         shown.setdefault(time.session, []).append(time.shown_s)
-    periods = [steady_period(sorted(session)) for session in shown.values()]
+    # A session that failed at once has none.
+    periods = [steady_period(sorted(session)) for session in shown.values() if len(session) > 1]
     return statistics.median(periods) * 1e3 if periods else math.nan
 
 

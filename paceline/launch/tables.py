@@ -48,7 +48,8 @@ def _sessions(summary: Summary) -> Table:
     table.add_column("outputs (sha-256)")
     for session in summary["sessions"]:
         digest = session["outputs_sha256"][:_HASH_DIGITS]
-        table.add_row(str(session["id"]), str(session["frames"]), str(session["late"]), digest)
+        ended = "" if session["failed"] is None else f"  failed at frame {session['frames']}"
+        table.add_row(str(session["id"]), str(session["frames"]), str(session["late"]), digest + ended)
     return table
 
 

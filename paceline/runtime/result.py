@@ -83,14 +83,16 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 class SessionResult(msgspec.Struct, frozen=True):
-    """Outputs of one session. `frames` are the generated ones, without the prompt."""
+    """Outputs of one session. `frames` are the generated ones that were shown, without the prompt."""
 
     id: int
     frames: int
     outputs_sha256: str
     late: int
     shape: list[int]
-    """Of one frame, `[H, W, 3]`."""
+    """Of one frame, `[H, W, 3]`; empty where none was shown."""
+    failed: str | None = None
+    """Where and why the session failed: nothing is shown from frame `frames` on. None where it came through."""
 
 
 class RankReport(msgspec.Struct, frozen=True):

@@ -42,6 +42,7 @@ class Session:
         self.decisions: list[Decision] = []
         self.shown = 0
         self.late = 0
+        self.failed: str | None = None
         self._files: dict[str, BinaryIO] = {}
         self._run_dir = run_dir if spec.out is not None and world else None
         self.feed: Feed
@@ -61,15 +62,19 @@ class Session:
         tensors, meta = self.feed.next(position)
         index = position - self.prompt
         if index >= 0:
-            self._emitted[index] = now()
-            first = self.pacer.emit(index, self._emitted[index])
+            emitted_s = now()
+            if self.failed is None:
+                self._emitted[index] = emitted_s
+            first = self.pacer.emit(index, emitted_s)
             if first:
                 meta["first_step"] = first
                 self.decisions.append(Decision(self.id, index, LatePolicy.fewer_steps.value, first))
         return tensors, meta
 
     def show(self, position: int, frame: Tensor) -> None:
-        """Commit one finished frame; frames come in order."""
+        """Commit one finished frame; frames come in order. Of a session that failed nothing more is shown."""
+        if self.failed is not None:
+            return
         index = position - self.prompt
         if index != self.shown:
             raise ValueError(f"session {self.id}: frame {index} reached the sink, {self.shown} was next")
@@ -87,9 +92,16 @@ class Session:
             self.decisions.append(Decision(self.id, index, LatePolicy.repeat.value, shown.repeats))
         self.times.append(FrameTime(self.id, index, self._emitted.pop(index), shown_s, shown.due_s))
 
+    def fail(self, why: str) -> None:
+        """End what is shown. Its program runs on, unseen: actions are taken as ever, and what is decided with them is
+        journaled, as the steps that a frame may skip depend on the frame before, in a replay too."""
+        if self.failed is None:
+            self.failed = why
+            self._emitted.clear()
+
     def result(self) -> SessionResult:
         """What came out."""
-        return SessionResult(self.id, self.shown, self._digest.hexdigest(), self.late, list(self._shape))
+        return SessionResult(self.id, self.shown, self._digest.hexdigest(), self.late, list(self._shape), self.failed)
 
     def close(self) -> None:
         """Close the files."""
@@ -98,7 +110,8 @@ class Session:
         self._files.clear()
 
     def _write_truth(self, frame: np.ndarray) -> None:
-        self._file(TRUTH_FILE).write(frame.tobytes())
+        if self.failed is None:
+            self._file(TRUTH_FILE).write(frame.tobytes())
 
     def _file(self, name: str) -> BinaryIO:
         if name not in self._files:

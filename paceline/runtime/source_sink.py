@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from paceline.pipeline.program import Program, Unit
 from paceline.runtime.session import Session
+from paceline.stages.failed import failure_in
 from paceline.stages.item import Item, Key
 
 __all__ = ["SinkStage", "SourceStage"]
@@ -36,7 +37,7 @@ class SourceStage:
 
 
 class SinkStage:
-    """Commits finished frames."""
+    """Commits finished frames. The first one that carries the mark of a failure ends what is shown of its session."""
 
     def __init__(self, sessions: Mapping[int, Session], tell: Callable[[], None]) -> None:
         self._sessions = sessions
@@ -54,6 +55,10 @@ class SinkStage:
     def run(self, units: Sequence[Unit], taken: Sequence[Sequence[Item]]) -> list[list[Item]]:
         """See `Stage.run`."""
         for unit, (item,) in zip(units, taken, strict=True):
-            self._sessions[unit.session].show(unit.frame, item.tensors[0])
+            session, failure = self._sessions[unit.session], failure_in(item.meta)
+            if failure is not None:
+                session.fail(failure)
+            else:
+                session.show(unit.frame, item.tensors[0])
             self._tell()
         return [[] for _ in units]

@@ -119,7 +119,7 @@ class Worker:
                 name,
                 self.rank,
             )
-        return DenoiseStage(model, self.topology, name, seeds, self.spec.kv_hash, self.tiers.get(name))
+        return DenoiseStage(model, self.topology, name, seeds, self.spec.kv_hash, self.tiers.get(name), self.rank)
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 

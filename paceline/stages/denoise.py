@@ -14,6 +14,7 @@ from paceline.pipeline.program import Give, Program, Row, Unit, UnitKind
 from paceline.pipeline.times import step_times
 from paceline.pipeline.topology import Topology
 from paceline.stages.dit import DiT, FrameCondition
+from paceline.stages.failed import failure_in, failure_text, with_failure
 from paceline.stages.frame_cache import FrameCache
 from paceline.stages.frame_tiers import FrameTiers
 from paceline.stages.item import Item, Key, Meta
@@ -47,6 +48,8 @@ class _Session:
     metas: dict[int, Meta] = field(default_factory=dict)
     running: dict[Row, Pass] = field(default_factory=dict)
     done: dict[int, int] = field(default_factory=dict)
+    failed: str | None = None
+    """The mark that all its items carry from the failure on (see `failed.py`)"""
 
 
 class DenoiseStage:
@@ -60,12 +63,14 @@ class DenoiseStage:
         seed_of: dict[int, int],
         kv_hash: bool,
         tiers: TierManager | None = None,
+        rank: int | None = None,
     ) -> None:
-        """`tiers`: where KV that lasts lies; None for plain tensors."""
+        """`tiers`: where KV that lasts lies; None for plain tensors. `rank` is what messages call this place."""
         self.model, self.topology, self.stage = model, topology, stage
         self.steps = topology.stage_steps(stage)
         self._seed_of = seed_of
         self._kv_hash = kv_hash
+        self._rank = rank
         self.tiers = tiers
         self._table = ConditionTable(model)
         self._sessions: dict[int, _Session] = {}
@@ -84,7 +89,7 @@ class DenoiseStage:
         """Make ready for a session."""
         context, tiers = program.context, None
         if self.tiers is not None:
-            tiers = FrameTiers(self.tiers, self.model.config.tokens, context.sinks, context.lasting)
+            tiers = FrameTiers(self.tiers, self.model.config.tokens, context.sinks, context.lasting, session)
         cache = FrameCache(self.model, program.prompt if self._kv_hash else None, tiers)
         noise = StartNoise(self.model.config, self._seed_of[session], self.device)
         self._sessions[session] = _Session(noise, context, cache)
@@ -94,7 +99,7 @@ class DenoiseStage:
         self._sessions.pop(session).cache.close()
 
     def digests(self, session: int) -> dict[int, str]:
-        """SHA-256 by level of all KV computed here for a session."""
+        """SHA-256 by level of all KV computed here for a session; none of one that is known here to have failed."""
         return self._sessions[session].cache.digests()
 
     def kv_bytes(self) -> int:
@@ -122,6 +127,8 @@ class DenoiseStage:
                 self._prefill(unit)
         elif units[0].kind is UnitKind.layers:
             self._layers(units)
+        for unit in units:
+            self._check(unit)
         given = [[self._item(unit, give) for give in unit.gives] for unit in units]
         for unit in units:
             self._forget(unit)
@@ -133,6 +140,11 @@ class DenoiseStage:
 
     def _take(self, unit: Unit, items: Sequence[Item]) -> None:
         state = self._sessions[unit.session]
+        # All marks before anything else: what the unit computes may come from any of its items.
+        for item in items:
+            mark = failure_in(item.meta)
+            if mark is not None:
+                self._fail(state, mark)
         for item in items:
             if self.topology.edges[item.key.edge].carries == "kv":
                 self._take_kv(state, item)
@@ -170,6 +182,21 @@ class DenoiseStage:
         # KV made here for others alone lives until it was sent, which is before its own pass is over.
         until = {step: last for step, last in until.items() if last >= 0}
         state.cache.keep(frame, level, until or {level: frame})
+
+    # -- failing -------------------------------------------------------------------------------------------------------
+
+    def _check(self, unit: Unit) -> None:
+        """See whether the tiers failed a session in a unit that computed or read."""
+        state = self._sessions[unit.session]
+        cause = state.cache.cause
+        if state.failed is None and cause is not None:
+            self._fail(state, failure_text(self.stage, self._rank, unit.frame, state.context.prompt, cause))
+
+    def _fail(self, state: _Session, mark: str) -> None:
+        """Mark a session; the first mark stays."""
+        if state.failed is None:
+            state.failed = mark
+            state.cache.fail()
 
     # -- computing -----------------------------------------------------------------------------------------------------
 
@@ -235,8 +262,10 @@ class DenoiseStage:
             kv = [state.cache.get(give.position, level, layer) for layer in range(*give.layers)]
             k_HND = kv[0][0]
             stacked = torch.stack([tensor for pair in kv for tensor in pair])
-            return Item(key, (stacked.view(len(kv), 2, *k_HND.shape),))
-        meta = state.metas[give.position]
+            # It may just have been lost.
+            self._check(unit)
+            return Item(key, (stacked.view(len(kv), 2, *k_HND.shape),), with_failure({}, state.failed))
+        meta = with_failure(state.metas[give.position], state.failed)
         # A frame that skips all steps of this stage has no latent yet: it starts from noise further on.
         tensors = () if unit.kind is UnitKind.drain else (state.latents[give.position],)
         return Item(key, tensors, meta)

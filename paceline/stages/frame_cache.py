@@ -13,6 +13,7 @@ from torch import Tensor
 from paceline.pipeline.context import Read
 from paceline.stages.dit import DiT, FrameCondition
 from paceline.stages.frame_tiers import FrameTiers
+from paceline.tiers.errors import TierError
 
 __all__ = ["FrameCache"]
 
@@ -139,6 +140,18 @@ class FrameCache:
         if self._tiers is not None:
             self._tiers.drop(frame, level)
 
+    @property
+    def cause(self) -> TierError | None:
+        """Why the session failed, where its tiers lost something of it or had no room."""
+        return None if self._tiers is None else self._tiers.cause
+
+    def fail(self) -> None:
+        """The session failed, here or elsewhere: hashes of its KV say nothing any more, and its blocks go to others."""
+        self._hash_from = None
+        self._digests.clear()
+        if self._tiers is not None:
+            self._tiers.fail()
+
     def close(self) -> None:
         """Free what others keep for it."""
         if self._tiers is not None:
@@ -152,5 +165,5 @@ class FrameCache:
         return held + (0 if self._tiers is None else self._tiers.nbytes)
 
     def digests(self) -> dict[int, str]:
-        """SHA-256 by level of all KV computed here."""
+        """SHA-256 by level of all KV computed here; none where the session failed."""
         return {level: digest.hexdigest() for level, digest in sorted(self._digests.items())}

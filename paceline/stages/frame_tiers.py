@@ -2,7 +2,8 @@
 
 A frame's layer is cut into slabs of `block_size` tokens, which are numbered row by row: `start` of a block is its
 frame, `place` its slab. What a pass reads of them comes back with the bits that were written, wherever it lay, so tiers
-change nothing of what is computed.
+change nothing of what is computed. Where a block can't be read back, or no tier has room for another one, the session
+fails, and only that one: what that means for its frames is in `failed.py`.
 
 Shape suffixes: H heads, N tokens of a frame, M tokens of the context, F frames, S slabs of a frame, D head size.
 """
@@ -21,6 +22,7 @@ from paceline.pipeline.context import Read
 from paceline.pipeline.tiers import TierPolicy, TierSpec
 from paceline.stages.dit_config import DiTConfig
 from paceline.stages.tier_spec import budget_of, settings_of
+from paceline.tiers.errors import BlockLost, TierError, TierFull
 from paceline.tiers.layout import Layout
 from paceline.tiers.manager import TierManager
 
@@ -48,10 +50,13 @@ def frame_tier_manager(
 class FrameTiers:
     """The frames of one session at one stage. Levels that live for a few slots only are none of its business."""
 
-    def __init__(self, manager: TierManager, tokens: int, sinks: int, levels: range) -> None:
-        """`levels`: those at which frames are read long after they were computed."""
+    def __init__(
+        self, manager: TierManager, tokens: int, sinks: int, levels: range, session: int | None = None
+    ) -> None:
+        """`levels`: those at which frames are read long after they were computed. `session`: the number by which the
+        manager is to know it; a fresh one if not given. Raises `ValueError` if it is open."""
         self._manager = manager
-        self._session = manager.open()
+        self._session = manager.open(session)
         self._tokens, self._sinks, self._levels = tokens, sinks, levels
         self._size = manager.layout.block_size
         self._slabs = manager.layout.blocks(tokens)
@@ -59,13 +64,24 @@ class FrameTiers:
         """By frame and level: block numbers `[layers, S]`, -1 where a layer has not come yet"""
         self._layer = manager.layout.layers // 2
         self._passes = 0
+        self._failed = False
+        self.cause: TierError | None = None
+        """Why the session failed, where it failed here"""
 
     def takes(self, level: int) -> bool:
         """Whether KV of a level lies here."""
         return level in self._levels
 
     def put(self, frame: int, level: int, layer: int, k_HND: Tensor, v_HND: Tensor) -> None:
-        """Write one layer of a frame. Raises `TierFull`."""
+        """Write one layer of a frame. Where it finds no room the session fails; of one that failed nothing is kept."""
+        if self._failed:
+            return
+        try:
+            self._write(frame, level, layer, k_HND, v_HND)
+        except (BlockLost, TierFull) as error:
+            self.fail(error)
+
+    def _write(self, frame: int, level: int, layer: int, k_HND: Tensor, v_HND: Tensor) -> None:
         layers = self._manager.layout.layers
         blocks = self._blocks.get((frame, level))
         if blocks is None:
@@ -79,10 +95,19 @@ class FrameTiers:
             self._manager.write(block, 0, k_HND[:, first:last], v_HND[:, first:last])
 
     def read(self, reads: Sequence[Read], layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer of some frames, one after another: `[H, F N, D]`. Raises `BlockLost`."""
-        blocks = np.concatenate([self._blocks[read.frame, read.level][layer] for read in reads])
-        keys_NHBD, values_NHBD = self._manager.fetch(blocks)
-        return self._tokens_of(keys_NHBD, len(reads)), self._tokens_of(values_NHBD, len(reads))
+        """Keys and values of a layer of some frames, one after another: `[H, F N, D]`. Where one can't be read back
+        the session fails; of one that failed all are zeros, so that forwards keep their shapes."""
+        if not self._failed:
+            blocks = np.concatenate([self._blocks[read.frame, read.level][layer] for read in reads])
+            try:
+                keys_NHBD, values_NHBD = self._manager.fetch(blocks)
+                return self._tokens_of(keys_NHBD, len(reads)), self._tokens_of(values_NHBD, len(reads))
+            except BlockLost as error:
+                self.fail(error)
+        layout = self._manager.layout
+        shape = (layout.heads, len(reads) * self._tokens, layout.head_dim)
+        keys_HMD = torch.zeros(shape, dtype=layout.dtype, device=self._manager.device)
+        return keys_HMD, torch.zeros_like(keys_HMD)
 
     def _tokens_of(self, blocks_NHBD: Tensor, frames: int) -> Tensor:
         """Blocks as tokens in their order."""
@@ -107,7 +132,7 @@ class FrameTiers:
 
         Queries and keys are rotated; the first keys are those of `reads`, in their order.
         """
-        if layer != self._layer:
+        if layer != self._layer or self._failed:
             return
         self._passes += 1
         rows = [index for index, read in enumerate(reads) if self.takes(read.level)]
@@ -132,8 +157,20 @@ class FrameTiers:
         """Bytes of all blocks held."""
         return sum(int((blocks >= 0).sum()) for blocks in self._blocks.values()) * self._manager.layout.block_nbytes
 
+    def fail(self, cause: TierError | None = None) -> None:
+        """The session failed, here because of `cause` or at another stage: its blocks make room for others, and from
+        now on nothing is kept."""
+        if self._failed:
+            return
+        # Without its traceback, which would keep the tensors of a forward alive.
+        self._failed, self.cause = True, None if cause is None else cause.with_traceback(None)
+        self._drop_all()
+
     def close(self) -> None:
         """Forget everything."""
+        self._drop_all()
+        self._manager.close(self._session)
+
+    def _drop_all(self) -> None:
         for frame, level in list(self._blocks):
             self.drop(frame, level)
-        self._manager.close(self._session)

@@ -132,7 +132,14 @@ class Mover:
         if tier is Tier.nvme:
             return False
         with self.stalls.waiting(f"{tier.name}_full"):
-            return self._push_down(tier) or (tier is Tier.dram and self._overflows())
+            if self._push_down(tier):
+                return True
+            if any(job.target is tier for job in self._running):
+                # Every slot may be one that something is on its way to; once it has come, it can leave.
+                self.drain()
+                if len(free) or self._push_down(tier):
+                    return True
+            return tier is Tier.dram and self._overflows()
 
     def bring(self, block: int, tier: Tier) -> None:
         """Move a block at once. Raises `TierFull` where there is no room for it, `BlockLost` where it can't be read."""

@@ -13,7 +13,7 @@ from paceline.tiers.manager import TierManager
 from paceline.tiers.paged_kv import PagedKV
 from paceline.tiers.tier import Tier
 
-__all__ = ["LAYOUT", "Session", "corrupt"]
+__all__ = ["LAYOUT", "Damage", "Session", "corrupt"]
 
 LAYOUT = Layout(layers=2, heads=2, block_size=4, head_dim=8)
 
@@ -69,3 +69,27 @@ def corrupt(manager: TierManager, block: int) -> None:
     os.pwrite(descriptor, bytes([byte[0] ^ 4]), at)
     os.fsync(descriptor)
     os.close(descriptor)
+
+
+class Damage:
+    """Flips a bit in every block that a session has on disk, from one of the manager's steps on."""
+
+    def __init__(self, manager: TierManager, session: int, after: int) -> None:
+        self._manager, self._session, self._after = manager, session, after
+        self._hurt: set[tuple[int, int]] = set()
+        self._step = manager.step
+        setattr(manager, "step", self.step)  # noqa: B010 (mypy forbids to assign to a method)
+
+    def step(self) -> None:
+        """The manager's own step, and then the damage."""
+        self._step()
+        if self._manager.now < self._after:
+            return
+        self._manager.mover.drain()
+        pool = self._manager.pool
+        for block in pool.blocks().tolist():
+            # Twice would be whole again.
+            name = block, int(pool.generation[block])
+            if pool.session[block] == self._session and pool.tier[block] == Tier.nvme and name not in self._hurt:
+                self._hurt.add(name)
+                corrupt(self._manager, block)

@@ -78,12 +78,31 @@ def test_tiers_of_a_group_are_those_of_its_ranks_together() -> None:
     }  # fmt: skip
 
 
+def test_a_session_that_failed_is_named_and_spoils_no_number() -> None:
+    found = result()
+    one, other = found.sessions
+    # Session 1 showed one frame, which has no period.
+    ended = msgspec.structs.replace(other, frames=1, failed="stage late on rank 1, at frame 2: no room")
+    times = [time for time in found.times if time.session == 0 or time.frame == 0]
+    summary = summarize(SPEC, msgspec.structs.replace(found, sessions=[one, ended], times=times))
+    assert [session["failed"] for session in summary["sessions"]] == [None, ended.failed]
+    assert summary["warnings"] == ["session 1 failed at frame 1: stage late on rank 1, at frame 2: no room"]
+    assert summary["period_ms"] == 100.0
+    console = Console(width=120, record=True, file=io.StringIO())
+    print_summary(console, summary)
+    assert "failed at frame 1" in console.export_text()
+    none = [msgspec.structs.replace(session, frames=0, failed="x") for session in found.sessions]
+    summary = summarize(SPEC, msgspec.structs.replace(found, sessions=none, times=[], wall_s=0.0))
+    assert [summary[name] for name in ("frames_per_second", "period_ms", "lateness_ms")] == [None, None, None]
+    json.dumps(summary, allow_nan=False)
+
+
 def test_names_that_scripts_rely_on() -> None:
     summary = json.loads(json.dumps(summarize(SPEC, result()), allow_nan=False))
     named = {"topology", "seed", "sessions", "frames_per_second", "period_ms", "latency_ms", "machine"}
-    extra = {"lateness_ms", "kv_sha256", "stage_ms", "bubble", "edges", "ranks", "on_late", "decisions"}
+    extra = {"warnings", "lateness_ms", "kv_sha256", "stage_ms", "bubble", "edges", "ranks", "on_late", "decisions"}
     assert named | extra <= set(summary)
-    assert {"id", "frames", "outputs_sha256", "late"} <= set(summary["sessions"][0])
+    assert {"id", "frames", "outputs_sha256", "late", "failed"} <= set(summary["sessions"][0])
     assert {"p50", "p99"} <= set(summary["latency_ms"])
     assert {"cpu", "cores", "ram_bytes", "threads", "python", "torch", "paceline", "platform"} <= set(
         summary["machine"]

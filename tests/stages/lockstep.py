@@ -6,19 +6,19 @@ The order is drawn from a seed, so that every interleaving that real timing coul
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from paceline.kernels.philox import session_seed
 from paceline.pipeline.key import Key
-from paceline.pipeline.program import ModelShape, Program, Unit, program_for
+from paceline.pipeline.program import ModelShape, Program, Unit, UnitKind, program_for
 from paceline.pipeline.topology import StageKind, Topology
 from paceline.runtime.session import Session
 from paceline.runtime.source_sink import SinkStage, SourceStage
 from paceline.runtime.spec import RunSpec
 from paceline.stages.denoise import DenoiseStage
 from paceline.stages.dit import DiT
-from paceline.stages.item import Item
+from paceline.stages.item import Item, Meta
 from paceline.stages.relay import DecodeStage
 from paceline.tiers.manager import TierManager
 
@@ -34,9 +34,13 @@ class Lockstep:
         sessions: int,
         run_dir: Path,
         tiers: Callable[[str], TierManager] | None = None,
+        out: Path | None = None,
+        joint: bool = False,
     ) -> None:
-        """`tiers` makes the memory tiers of a denoise stage."""
-        self.spec = RunSpec(topology, frames, sessions, topology.seed, kv_hash=True)
+        """`tiers` makes the memory tiers of a denoise stage. With `out` frames are written into `run_dir`. `joint`:
+        stages serve all sessions, and units of one shape that are ready run as one forward."""
+        self.spec = RunSpec(topology, frames, sessions, topology.seed, out=out, kv_hash=True)
+        self.joint = joint
         self.topology = topology
         self.sessions = {s: Session(self.spec, s, run_dir, None) for s in range(sessions)}
         config = model.config
@@ -46,6 +50,11 @@ class Lockstep:
         self.programs: list[Program] = []
         for name, stage in topology.stages.items():
             for s in range(sessions):
+                if joint and s:
+                    shared = self.stages[name, s] = self.stages[name, 0]
+                    self.programs.append(program_for(topology, self.shape, name, s, frames))
+                    shared.open(s, self.programs[-1])  # type: ignore[attr-defined]
+                    continue
                 made: object
                 match stage.kind:
                     case StageKind.source:
@@ -61,6 +70,8 @@ class Lockstep:
                 self.stages[name, s] = made
                 self.programs.append(program)
         self.box: dict[Key, Item] = {}
+        self.kv_metas: list[Meta] = []
+        """Metadata of KV items that had any"""
 
     def run(self, order: random.Random) -> None:
         """Run everything to its end, choosing among ready units by `order`."""
@@ -71,16 +82,32 @@ class Lockstep:
             ready = [i for i, (_, _, unit) in enumerate(live) if all(key in self.box for key in self._takes(unit))]
             if not ready:
                 raise AssertionError(f"stuck at {[unit for _, _, unit in live]}")
-            index = order.choice(ready)
-            program, iterator, unit = live[index]
-            items = [self.box.pop(key) for key in self._takes(unit)]
-            (out,) = self.stages[program.stage, program.session].run([unit], [items])  # type: ignore[attr-defined]
-            for item in out:
+            indices = self._together([live[index][2] for index in ready], ready, order.choice(ready))
+            units = [live[index][2] for index in indices]
+            items = [[self.box.pop(key) for key in self._takes(unit)] for unit in units]
+            program = live[indices[0]][0]
+            given = self.stages[program.stage, program.session].run(units, items)  # type: ignore[attr-defined]
+            for item in (item for out in given for item in out):
                 if item.key in self.box:
                     raise AssertionError(f"{item.key} was sent twice")
                 self.box[item.key] = item
-            live[index] = (program, iterator, next(iterator, None))
+                if self.topology.edges[item.key.edge].carries == "kv" and item.meta:
+                    self.kv_metas.append(item.meta)
+            for index in indices:
+                program, iterator, _ = live[index]
+                live[index] = (program, iterator, next(iterator, None))
             live = [entry for entry in live if entry[2] is not None]
+        for session in self.sessions.values():
+            session.close()
+
+    def _together(self, units: Sequence[Unit | None], ready: Sequence[int], chosen: int) -> list[int]:
+        """The chosen stream and those that a worker would batch with it."""
+        first = units[ready.index(chosen)]
+        if not self.joint or first is None or first.kind is not UnitKind.layers:
+            return [chosen]
+        shape = first.stage, first.layers, len(first.rows)
+        same = [i for i, u in zip(ready, units, strict=True) if u and (u.stage, u.layers, len(u.rows)) == shape]
+        return [chosen, *(index for index in same if index != chosen)]
 
     def kv(self) -> dict[str, str]:
         """SHA-256 of all KV by session and level."""

@@ -18,8 +18,10 @@ from paceline.runtime.spec import RunSpec
 from paceline.stages.dit import DiT
 from paceline.stages.dit_config import DiTConfig
 from paceline.stages.frame_tiers import FrameTiers, frame_tier_manager
-from paceline.tiers.errors import TierFull
+from paceline.tiers.errors import BlockLost, TierFull
 from paceline.tiers.manager import TierManager
+from paceline.tiers.tier import Tier
+from tests.faults.tiers import corrupt
 from tests.stages.lockstep import Lockstep
 from tests.stages.test_denoise import build
 
@@ -30,11 +32,11 @@ FRAME = SMALL.kv_bytes()
 
 def manager_for(
     frames: float, dram: float = 0, nvme: Path | None = None, block_size: int = 16,
-    policy: TierPolicy = TierPolicy.slab, refresh: int = 2,
+    policy: TierPolicy = TierPolicy.slab, refresh: int = 2, disk: int = 64,
 ) -> TierManager:  # fmt: skip
-    """Tiers with room for so many frames; a disk has room for 64."""
+    """Tiers with room for so many frames; `disk` frames on a disk, where there is one."""
     spec = TierSpec(
-        hbm=int(frames * FRAME), dram=int(dram * FRAME), nvme=NvmeSpec(path=nvme, size=4096 * 1024) if nvme else None,
+        hbm=int(frames * FRAME), dram=int(dram * FRAME), nvme=NvmeSpec(path=nvme, size=disk * FRAME) if nvme else None,
         policy=policy, block_size=block_size, refresh=refresh,
     )  # fmt: skip
     return frame_tier_manager(spec, SMALL, 1, 2, "cpu", "random", "step0", 0)
@@ -137,8 +139,62 @@ def test_any_budget_gives_the_serial_bits(
         manager.close_all()
 
 
-def test_a_session_without_room_fails_by_name(model: DiT, weights: Path, tmp_path: Path) -> None:
-    topology = build(weights, "cascade", [[0], [1, 2]], window=2, recall=1)
-    net = Lockstep(topology, model, 12, 1, tmp_path, lambda stage: manager_for(3))
-    with pytest.raises(TierFull, match="no tier has room for another block"):
-        net.run(random.Random(0))
+def written(manager: TierManager, session: int, count: int) -> FrameTiers:
+    """Frames that were written, of a session."""
+    frames = FrameTiers(manager, SMALL.tokens, 1, range(2, 3), session)
+    draw = torch.Generator().manual_seed(session)
+    for frame in range(count):
+        for layer in range(SMALL.layers):
+            frames.put(frame, 2, layer, *torch.randn(2, 2, SMALL.tokens, 32, generator=draw))
+    return frames
+
+
+def failed_and_gone(frames: FrameTiers, manager: TierManager, session: int) -> None:
+    """A session that failed holds nothing, keeps nothing, and gives zeros whatever it is asked for."""
+    pool = manager.pool
+    reads = [Read(0, 2), Read(7, 2)]
+    key = torch.ones(2, SMALL.tokens, 32)
+    for _ in range(2):
+        for tensor in frames.read(reads, 1):
+            assert tensor.shape == (2, 2 * SMALL.tokens, 32)
+            assert not tensor.any()
+        frames.put(7, 2, 0, key, key)
+        frames.prefetch([0, 7])
+        frames.look(reads, 1, key, torch.ones(2, 3 * SMALL.tokens, 32))
+        frames.drop(0, 2)
+        assert frames.nbytes == 0
+        assert not (pool.session[pool.blocks()] == session).any()
+        manager.step()
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["TierFull", "BlockLost"])
+def test_a_session_that_fails_gives_its_room_away(full: bool, tmp_path: Path) -> None:
+    manager = manager_for(3, refresh=1) if full else manager_for(1, nvme=tmp_path, refresh=1)
+    first, second = written(manager, 4, 1), written(manager, 6, 3 if full else 8)
+    if not full:
+        manager.mover.drain()
+        pool = manager.pool
+        for block in pool.blocks().tolist():
+            if pool.tier[block] == Tier.nvme and pool.session[block] == 6:
+                corrupt(manager, block)
+        assert second.cause is None
+        second.read([Read(frame, 2) for frame in range(8)], 0)
+    assert isinstance(second.cause, TierFull if full else BlockLost)
+    assert second.cause.__traceback__ is None
+    failed_and_gone(second, manager, 6)
+    # The other one reads what it wrote, and writes where the first one was.
+    assert first.cause is None
+    draw = torch.Generator().manual_seed(4)
+    for layer in range(SMALL.layers):
+        for found, wrote in zip(
+            first.read([Read(0, 2)], layer), torch.randn(2, 2, SMALL.tokens, 32, generator=draw), strict=True
+        ):
+            assert torch.equal(found, wrote)
+    for layer in range(SMALL.layers):
+        first.put(1, 2, layer, *torch.randn(2, 2, SMALL.tokens, 32, generator=draw))
+    assert first.cause is None
+    first.close()
+    second.close()
+    assert len(manager.pool) == 0
+    manager.close_all()
+    assert not list(tmp_path.glob("*"))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from paceline.tiers import store_file
 from paceline.tiers.errors import BlockLost, TierError, TierFull
 from paceline.tiers.layout import Budget, Layout
 from paceline.tiers.manager import TierManager
@@ -287,3 +290,25 @@ def test_the_mover_of_nothing_ends() -> None:
         mover = Mover(manager.storage, lambda tier, most: [], 0)
         mover.take()
         mover.close()
+
+
+def test_room_that_blocks_are_on_their_way_to_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of hbm was freed, and what is fetched ahead takes every slot of it: a new block waits, and is not refused."""
+    with manager_of(4, 0, 60, tmp_path) as manager:
+        first, second = manager.open(), manager.open()
+        far = [manager.allocate(first, 0, 4 * number) for number in range(8)]
+        near = [manager.allocate(second, 0, 4 * number) for number in range(4)]
+        manager.mover.drain()
+        read = os.preadv
+
+        def slow(*args: Any) -> int:
+            time.sleep(0.2)
+            return read(*args)
+
+        monkeypatch.setattr(store_file.os, "preadv", slow)
+        manager.release(near)
+        manager.prefetch([block for block in far if manager.pool.tier[block] == Tier.nvme])
+        assert len(manager.storage.free[Tier.hbm]) == 0 and manager.mover.moving == 4
+        assert not (manager.pool.tier[manager.pool.blocks()] == Tier.hbm).any()
+        block = manager.allocate(second, 0, 0)
+        assert manager.pool.tier[block] == Tier.hbm

@@ -12,7 +12,7 @@ import typer
 from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile
 from paceline.launch.display import Display
-from paceline.launch.errors import ArgumentError
+from paceline.launch.errors import ArgumentError, RunFailedError
 from paceline.launch.failure import Failure
 from paceline.launch.journal import read_journal
 from paceline.launch.local import run_local
@@ -56,8 +56,10 @@ def run(
 ) -> None:
     """Run a topology on this machine, one process per rank, and print what came out.
 
-    Exit codes: 0; 1 the run failed; 2 the topology or the arguments are wrong and nothing was started; 130 interrupted
-    by Ctrl-C; 143 by SIGTERM.
+    A session may fail alone, with a warning; the others go on.
+
+    Exit codes: 0; 1 the run failed, or every session did; 2 the topology or the arguments are wrong and nothing was
+    started; 130 interrupted by Ctrl-C; 143 by SIGTERM.
     """
     launched = Launched.from_environment() if context.obj is LAUNCHED else None
     first = launched is None or launched.rank == 0
@@ -90,9 +92,23 @@ def run(
             summary = run_launched(spec, launched, display)
     if summary is not None:
         _print(summary, spec.out, as_json, quiet)
+        failed = _every_session_failed(summary)
+        if failed is not None:
+            if launched is not None:
+                record_failure(Failure.of(launched.rank, failed))
+            raise failed
+
+
+def _every_session_failed(summary: Summary) -> RunFailedError | None:
+    """The error of a run of which no session came through."""
+    if any(session["failed"] is None for session in summary["sessions"]):
+        return None
+    return RunFailedError("every session failed: " + "; ".join(summary["warnings"]))
 
 
 def _print(summary: Summary, out: Path | None, as_json: bool, quiet: bool) -> None:
+    for warning in summary["warnings"]:
+        print(f"paceline: warning: {warning}", file=sys.stderr, flush=True)
     if not quiet:
         from rich.console import Console
 
