@@ -47,6 +47,8 @@ OPTIONS = {
         "--plain",
         "--serial",
         "--out",
+        "--park",
+        "--resume",
         "--set",
         "--json",
         "--quiet",

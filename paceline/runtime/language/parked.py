@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
-import numpy as np
 
 __all__ = ["ParkedSession", "ParkingError", "kv_file", "note_of", "parked_folders", "read_parked", "session_folder",
            "write_parked"]  # fmt: skip
@@ -58,7 +58,7 @@ def kv_file(session: Path, rank: int, tokens: Sequence[int]) -> Path:
 
 def note_of(tokens: Sequence[int]) -> bytes:
     """What is written with the KV of these tokens, so that it is never taken for that of others."""
-    return hashlib.sha256(np.asarray(tokens, dtype="<i8").tobytes()).digest()
+    return hashlib.sha256(array("q", tokens).tobytes()).digest()
 
 
 def write_parked(folder: Path, session: ParkedSession) -> None:
