@@ -22,8 +22,8 @@ setup: $(STAMP)  ## make the environment .venv
 
 demo: $(STAMP)  ## run the world model and the language models, each over two groups of one process
 	.venv/bin/paceline run topologies/world-2.yaml --frames 100 --out out/demo
-	.venv/bin/paceline generate topologies/speculate-2.yaml --max-tokens 80 --temperature 0.3 \
-		--prompt "$$(printf 'import os\n\nclass Reader:\n    def __init__(self, path):\n        self.path =')"
+	.venv/bin/paceline generate topologies/speculate-2.yaml --max-tokens 70 --temperature 0.6 --seed 2 --prompt \
+		"$$(printf 'import os\n\ndef find_files(folder, suffix):\n    """Return the names of all files')"
 
 test: $(STAMP)  ## run all tests
 	.venv/bin/pytest -q

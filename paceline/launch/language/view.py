@@ -68,7 +68,7 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         by = " ".join(f"{share:.2f}" for share in summary["acceptance_by_position"])
         table.add_row("accepted", f"{summary['accepted_share']:.3f} of {summary['windows']} windows; by position {by}")
         table.add_row("came from", f"drafts {tokens['drafted']}, refills {tokens['refilled']}, plain {tokens['plain']}")
-        table.add_row("hedges", f"{hedge['hits']} rejections found their refill, {hedge['misses']} did not")
+        table.add_row("hedges", f"{hedge['hits']} refills were ready, {hedge['misses']} were not")
         table.add_row("stale", f"{stale['drafted']} drafted tokens, {stale['verified']} of them verified")
         s = summary["controller"]["settings"]
         table.add_row("settings", f"window {s['window']}, depth {s['depth']}, hedge {s['hedge']}")
