@@ -26,6 +26,7 @@ from paceline.stages.denoise import condition_of, pass_times
 from paceline.stages.dit import DiT, load_dit
 from paceline.stages.dit_config import find_weights
 from paceline.stages.frame_cache import FrameCache
+from paceline.stages.frame_trace import FrameTrace
 from paceline.stages.item import Meta
 from paceline.stages.noise import StartNoise
 from paceline.stages.passes import ConditionTable, Pass, run_layers
@@ -35,6 +36,7 @@ from paceline.stages.relay import spend
 __all__ = ["run_serial"]
 
 Progress = Callable[[int], None]
+Watch = Callable[[int, Context, DiT], FrameTrace]
 
 
 class _Recorder:
@@ -61,14 +63,15 @@ def _wait_until(when_s: float | None) -> None:
 
 @torch.inference_mode()
 def _world_session(
-    spec: RunSpec, session: Session, model: DiT, recorder: _Recorder, progress: Progress
+    spec: RunSpec, session: Session, model: DiT, recorder: _Recorder, progress: Progress, watch: Watch | None
 ) -> dict[int, str]:
     topology = spec.topology
     mode, steps = topology.context.mode, topology.model.steps
     prompt = topology.context.prompt
     end = prompt + spec.frames
     context = Context.of(topology.context, steps, prompt, end, model.config.view)
-    cache, table = FrameCache(model, prompt if spec.kv_hash else None), ConditionTable(model)
+    watcher = None if watch is None else watch(session.id, context, model)
+    cache, table = FrameCache(model, prompt if spec.kv_hash else None, watcher), ConditionTable(model)
     latents: dict[int, torch.Tensor] = {}
     metas: dict[int, Meta] = {}
     config = model.config
@@ -123,7 +126,9 @@ def _world_session(
         cache.forget_before(oldest, topology.context.sinks, context.recallable)
         latents.pop(oldest, None)
         metas.pop(oldest, None)
-    return cache.digests()
+    digests = cache.digests()
+    cache.close()
+    return digests
 
 
 def _sleep_session(spec: RunSpec, session: Session, recorder: _Recorder, progress: Progress) -> None:
@@ -155,9 +160,14 @@ def serial_threads(topology: Topology) -> int:
 
 
 def run_serial(
-    spec: RunSpec, run_dir: Path, progress: Progress | None = None, decisions: list[Decision] | None = None
+    spec: RunSpec,
+    run_dir: Path,
+    progress: Progress | None = None,
+    decisions: list[Decision] | None = None,
+    watch: Watch | None = None,
 ) -> RunResult:
-    """Run all sessions, one after the other, in this process. Raises `FileNotFoundError` for missing weights."""
+    """Run all sessions, one after the other, in this process. `watch` makes what is to see a session's attention.
+    Raises `FileNotFoundError` for missing weights."""
     topology = spec.topology
     shown = 0
 
@@ -178,7 +188,7 @@ def run_serial(
         if model is None:
             _sleep_session(spec, session, recorder, tell)
         else:
-            levels = _world_session(spec, session, model, recorder, tell)
+            levels = _world_session(spec, session, model, recorder, tell, watch)
             digests |= {f"{session.id}/{level}": value for level, value in levels.items()}
         session.close()
     wall = now() - started

@@ -16,6 +16,7 @@ from paceline.pipeline.topology import Topology
 from paceline.stages.dit import DiT, FrameCondition
 from paceline.stages.failed import failure_in, failure_text, with_failure
 from paceline.stages.frame_cache import FrameCache
+from paceline.stages.frame_sharing import SharedFrames
 from paceline.stages.frame_tiers import FrameTiers
 from paceline.stages.item import Item, Key, Meta
 from paceline.stages.noise import StartNoise
@@ -72,6 +73,7 @@ class DenoiseStage:
         self._kv_hash = kv_hash
         self._rank = rank
         self.tiers = tiers
+        self._shared = None if tiers is None else SharedFrames(tiers)
         self._table = ConditionTable(model)
         self._sessions: dict[int, _Session] = {}
 
@@ -89,7 +91,8 @@ class DenoiseStage:
         """Make ready for a session."""
         context, tiers = program.context, None
         if self.tiers is not None:
-            tiers = FrameTiers(self.tiers, self.model.config.tokens, context.sinks, context.lasting, session)
+            tokens, shared = self.model.config.tokens, self._shared
+            tiers = FrameTiers(self.tiers, tokens, context.sinks, context.lasting, session, context.prompt, shared)
         cache = FrameCache(self.model, program.prompt if self._kv_hash else None, tiers)
         noise = StartNoise(self.model.config, self._seed_of[session], self.device)
         self._sessions[session] = _Session(noise, context, cache)

@@ -13,6 +13,7 @@ from torch import Tensor
 from paceline.pipeline.context import Read
 from paceline.stages.dit import DiT, FrameCondition
 from paceline.stages.frame_tiers import FrameTiers
+from paceline.stages.frame_trace import FrameTrace
 from paceline.tiers.errors import TierError
 
 __all__ = ["FrameCache"]
@@ -35,7 +36,7 @@ class FrameCache:
     up to a frame for every pose is kept, and `tiers` are where those lie.
     """
 
-    def __init__(self, model: DiT, hash_from: int | None = None, tiers: FrameTiers | None = None) -> None:
+    def __init__(self, model: DiT, hash_from: int | None = None, tiers: FrameTiers | FrameTrace | None = None) -> None:
         """`hash_from`: the first frame whose KV is hashed, or None for no hashing."""
         self._model = model
         self._tiers = tiers

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from paceline.pipeline.context import Read
 from paceline.pipeline.tiers import TierPolicy, TierSpec
 from paceline.stages.dit_config import DiTConfig
+from paceline.stages.frame_sharing import SharedFrames
 from paceline.stages.tier_spec import budget_of, settings_of
 from paceline.tiers.errors import BlockLost, TierError, TierFull
 from paceline.tiers.layout import Layout
@@ -51,10 +53,18 @@ class FrameTiers:
     """The frames of one session at one stage. Levels that live for a few slots only are none of its business."""
 
     def __init__(
-        self, manager: TierManager, tokens: int, sinks: int, levels: range, session: int | None = None
+        self,
+        manager: TierManager,
+        tokens: int,
+        sinks: int,
+        levels: range,
+        session: int | None = None,
+        prompt: int = 0,
+        shared: SharedFrames | None = None,
     ) -> None:
         """`levels`: those at which frames are read long after they were computed. `session`: the number by which the
-        manager is to know it; a fresh one if not given. Raises `ValueError` if it is open."""
+        manager is to know it; a fresh one if not given. The first `prompt` frames are looked for among those `shared`
+        with other sessions. Raises `ValueError` if the session is open."""
         self._manager = manager
         self._session = manager.open(session)
         self._tokens, self._sinks, self._levels = tokens, sinks, levels
@@ -64,6 +74,7 @@ class FrameTiers:
         """By frame and level: block numbers `[layers, S]`, -1 where a layer has not come yet"""
         self._layer = manager.layout.layers // 2
         self._passes = 0
+        self._prompt, self._shared = prompt, shared
         self._failed = False
         self.cause: TierError | None = None
         """Why the session failed, where it failed here"""
@@ -90,9 +101,22 @@ class FrameTiers:
         for place in range(self._slabs):
             first = place * self._size
             last = min(first + self._size, self._tokens)
-            block = self._manager.allocate(self._session, layer, frame, place, frame < self._sinks)
-            blocks[layer, place] = block
-            self._manager.write(block, 0, k_HND[:, first:last], v_HND[:, first:last])
+            kv = k_HND[:, first:last], v_HND[:, first:last]
+            if self._shared is not None and frame < self._prompt:
+                make = partial(self._new, frame, layer, place, *kv)
+                blocks[layer, place] = self._shared.block(layer, frame, place, *kv, make)
+            else:
+                blocks[layer, place] = self._new(frame, layer, place, *kv)
+
+    def _new(self, frame: int, layer: int, place: int, k_HBD: Tensor, v_HBD: Tensor) -> int:
+        """A block of its own with this content."""
+        block = self._manager.allocate(self._session, layer, frame, place, frame < self._sinks)
+        try:
+            self._manager.write(block, 0, k_HBD, v_HBD)
+        except TierError:
+            self._manager.release([block])
+            raise
+        return block
 
     def read(self, reads: Sequence[Read], layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer of some frames, one after another: `[H, F N, D]`. Where one can't be read back

@@ -64,6 +64,8 @@ OPTIONS = {
         "--seed",
         "--temperature",
         "--ignore-eos",
+        "--frames",
+        "--sessions",
         "--set",
         "--json",
         "--debug",

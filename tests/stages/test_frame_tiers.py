@@ -17,6 +17,7 @@ from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec
 from paceline.stages.dit import DiT
 from paceline.stages.dit_config import DiTConfig
+from paceline.stages.frame_sharing import SharedFrames
 from paceline.stages.frame_tiers import FrameTiers, frame_tier_manager
 from paceline.tiers.errors import BlockLost, TierFull
 from paceline.tiers.manager import TierManager
@@ -198,3 +199,39 @@ def test_a_session_that_fails_gives_its_room_away(full: bool, tmp_path: Path) ->
     assert len(manager.pool) == 0
     manager.close_all()
     assert not list(tmp_path.glob("*"))
+
+
+def test_sessions_that_start_from_the_same_frames_hold_them_once(tmp_path: Path) -> None:
+    manager = manager_for(2, 40, tmp_path)
+    shared = SharedFrames(manager)
+    draw = torch.Generator().manual_seed(0)
+    prompt = torch.randn(2, SMALL.layers, 2, 2, SMALL.tokens, 32, generator=draw)
+    sessions = [FrameTiers(manager, SMALL.tokens, 1, range(2, 3), number, 2, shared) for number in range(3)]
+    kept: list[list[torch.Tensor]] = []
+    for number, frames in enumerate(sessions):
+        # The third starts from another second frame; what follows the prompt is each one's own, even where it is equal.
+        kept.append([prompt[0], prompt[1] + (number == 2), prompt[1]])
+        for frame, kv in enumerate(kept[-1]):
+            for layer in range(SMALL.layers):
+                frames.put(frame, 2, layer, *kv[layer])
+        manager.step()
+    each = SMALL.layers * manager.layout.blocks(SMALL.tokens)
+    assert (len(manager.pool), shared.shared) == ((3 + 1 + 2) * each, 3 * each)
+
+    def check(number: int) -> None:
+        for layer in range(SMALL.layers):
+            keys, values = sessions[number].read([Read(frame, 2) for frame in range(3)], layer)
+            assert torch.equal(keys, torch.cat([kv[layer, 0] for kv in kept[number]], dim=1))
+            assert torch.equal(values, torch.cat([kv[layer, 1] for kv in kept[number]], dim=1))
+
+    for number in (0, 1, 2):
+        check(number)
+    sessions[0].close()
+    assert len(manager.pool) == 5 * each
+    check(1)
+    check(2)
+    sessions[1].close()
+    check(2)
+    sessions[2].close()
+    assert len(manager.pool) == 0 and not shared._blocks and not shared._keys
+    manager.close_all()

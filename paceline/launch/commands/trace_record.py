@@ -1,4 +1,4 @@
-"""`paceline trace record`: the attention masses of a real generation, in a file."""
+"""`paceline trace record`: the attention masses of a real run, in a file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from paceline.launch.commands.generate import read_prompts
 from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile
 from paceline.launch.errors import ArgumentError
+from paceline.launch.recording import Recording
 from paceline.pipeline.load import load_topology
 
 __all__ = ["record"]
@@ -29,30 +30,46 @@ def record(
     seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed; the topology's if left out.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.7,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end of text.")] = False,
+    frames: Annotated[int, typer.Option(min=1, help="World: frames of each session.")] = 64,
+    sessions: Annotated[int, typer.Option(min=1, help="World: sessions, one after another.")] = 1,
     overrides: Overrides = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Decode prompts with the target of a language topology, and record at every step how much attention mass fell on
-    each block. One session after another in this process, everything in memory: where blocks lie changes no mass.
+    """Decode prompts with the target of a language topology, or make frames of a world, and record at every pass how
+    much attention mass fell on each block. One session after another in this process, everything in memory: where
+    blocks lie changes no mass.
 
     Exit codes: 0; 1 the recording failed; 2 the topology, the model or the arguments are wrong.
     """
     loaded = load_topology(topology, overrides or [])
+    seed = loaded.seed if seed is None else seed
+    if loaded.workload == "world":
+        if prompt or prompts:
+            raise ArgumentError(f"{topology} makes frames; it takes --frames and --sessions, and no prompt")
+        from paceline.launch.record_world import record_world
+        from paceline.launch.weights import read_model_file
+
+        read_model_file(loaded)
+        _say(out, record_world(loaded, out, frames, sessions, seed), as_json)
+        return
     if loaded.workload != "language":
-        raise ArgumentError(f"{topology} makes no text; give a language topology, such as speculate-2.yaml")
+        raise ArgumentError(f"{topology} has no model; give a world or a language topology")
     texts = read_prompts(prompt or [], prompts)
     # Imported here: Transformers takes seconds, and a wrong topology should not wait for it.
-    from paceline.launch.language.record import Recording, record_generation
+    from paceline.launch.language.record import record_generation
     from paceline.stages.lm.folder import ModelFolderError
 
     try:
-        made: Recording = record_generation(
-            loaded, texts, out, max_tokens=max_tokens, seed=loaded.seed if seed is None else seed,
-            temperature=temperature, ignore_eos=ignore_eos,
-        )  # fmt: skip
+        made = record_generation(
+            loaded, texts, out, max_tokens=max_tokens, seed=seed, temperature=temperature, ignore_eos=ignore_eos
+        )
     except ModelFolderError as error:
         raise ArgumentError(str(error)) from error
+    _say(out, made, as_json)
+
+
+def _say(out: Path, made: Recording, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"trace": str(out), "steps": made.steps, "blocks": made.blocks, "bytes": made.bytes}))
     else:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from paceline.launch.errors import ArgumentError
+from paceline.launch.recording import Recording
 from paceline.pipeline.tiers import TierSpec
 from paceline.pipeline.topology import StageKind, Topology
 from paceline.runtime.language.models import Models
@@ -26,19 +26,10 @@ from paceline.tiers.pool import Blocks
 from paceline.tiers.traces.format import TraceHeader
 from paceline.tiers.traces.writer import TraceWriter
 
-__all__ = ["Recording", "record_generation"]
+__all__ = ["record_generation"]
 
 _SPARE = 2
 """Blocks of each layer beyond the longest session, for padding."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """What was recorded: steps of the decoder, most blocks at a time, bytes of the file."""
-
-    steps: int
-    blocks: int
-    bytes: int
 
 
 class _Recorder:

@@ -93,8 +93,7 @@ class Controller:
 
     `choose` is called every now and then (some tens of committed tokens apart), after `measured` said what the present
     settings came to since the last call. `retry` is the number of calls after which speculation is tried again where it
-    is off, since nothing is learnt about acceptance meanwhile; `soon` that where no window was ever verified, so that
-    what a pass over one costs is only guessed.
+    is off, since nothing is learnt about acceptance meanwhile.
     """
 
     windows: Sequence[int] = (1, 2, 3, 4, 6, 8, 12)
@@ -106,7 +105,6 @@ class Controller:
     dwell: int = 4
     """calls that a setting is kept at least"""
     retry: int = 50
-    soon: int = 6
     settings: Settings = Settings(4, 2, 2)
     best: Settings = Settings(4, 2, 2)
     """of the settings that were tried, and off, the one that promises most: what is to be kept when trying ends"""
@@ -150,7 +148,7 @@ class Controller:
                 best, best_value, promise = settings, hoped, value
         keep = best_value < hopes * (1.0 + self.hysteresis)
         if self.settings.off:
-            if keep and self._calls >= (self.retry if estimates.verify.sloped else self.soon):
+            if keep and self._calls >= self.retry:
                 # A look at the least that there is to lose.
                 self._corrections = {}
                 return self._set(Settings(min(self.windows), min(self.depths), 0), 1.0)

@@ -65,11 +65,6 @@ class CostLine:
         """Whether anything was measured."""
         return self.weight > 0
 
-    @property
-    def sloped(self) -> bool:
-        """Whether different x were measured."""
-        return self.weight > 0 and self._spread > 0
-
     def line(self) -> tuple[float, float]:
         """(fixed, each) in seconds. Where all measurements have the same x, all of it is taken to be fixed."""
         if not self.weight:

@@ -115,9 +115,10 @@ def test_a_recorded_trace_has_all_the_mass(models: list[str], tmp_path: Path) ->
 
 
 def test_what_can_t_be_recorded(models: list[str], tmp_path: Path) -> None:
-    world = str(ROOT / "topologies" / "world-2.yaml")
+    world, sleep = (str(ROOT / "topologies" / f"{name}.yaml") for name in ("world-2", "sleep-4"))
     for given, said in (
-        ([world, "--prompt", "x"], "makes no text; give a language topology"),
+        ([world, "--prompt", "x"], "makes frames; it takes --frames and --sessions, and no prompt"),
+        ([sleep], "has no model; give a world or a language topology"),
         ([TIERED, *models], "there is no prompt"),
         ([TIERED, *models, "--prompt", "x", "--max-tokens", "600"], "and the model takes 512"),
         ([TIERED, "--set", f"model.target={tmp_path}", "--prompt", "x"], f"{tmp_path}"),
