@@ -23,6 +23,7 @@ from paceline.pipeline.context import Read
 from paceline.pipeline.tiers import TierPolicy, TierSpec
 from paceline.stages.dit_config import DiTConfig
 from paceline.stages.frame_sharing import SharedFrames
+from paceline.stages.slab_masses import slab_masses
 from paceline.stages.tier_spec import budget_of, settings_of
 from paceline.tiers.errors import BlockLost, TierError, TierFull
 from paceline.tiers.layout import Layout
@@ -162,10 +163,7 @@ class FrameTiers:
         rows = [index for index, read in enumerate(reads) if self.takes(read.level)]
         if self._passes % self._manager.settings.refresh or not rows:
             return
-        weights_HNM = torch.softmax(q_HND @ k_HMD.transpose(1, 2) / q_HND.shape[-1] ** 0.5, dim=-1)
-        mass_M = weights_HNM.mean(dim=(0, 1)).double().cpu().numpy()
-        mass_FN = mass_M[: len(reads) * self._tokens].reshape(len(reads), self._tokens)[rows]
-        masses = np.add.reduceat(mass_FN, range(0, self._tokens, self._size), axis=1).reshape(-1)
+        masses = slab_masses(q_HND, k_HMD, len(reads), rows, self._tokens, self._size)
         blocks = np.stack([self._blocks[reads[row].frame, reads[row].level] for row in rows], axis=1)
         for each in blocks:
             self._manager.record(each.reshape(-1), masses)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paceline.pipeline.context import Read
+from paceline.stages.slab_masses import slab_masses
 from paceline.tiers.errors import TierError
 from paceline.tiers.layout import Layout
 from paceline.tiers.traces.writer import TraceWriter
@@ -82,16 +83,13 @@ class FrameTrace:
         rows = [index for index, read in enumerate(reads) if self.takes(read.level)]
         if not rows:
             return
-        weights_HNM = torch.softmax(q_HND @ k_HMD.transpose(1, 2) / q_HND.shape[-1] ** 0.5, dim=-1)
-        mass_M = weights_HNM.mean(dim=(0, 1)).double().cpu().numpy()
-        mass_FN = mass_M[: len(reads) * recorder.tokens].reshape(len(reads), recorder.tokens)[rows]
-        masses_FS = np.add.reduceat(mass_FN, range(0, recorder.tokens, recorder.layout.block_size), axis=1)
+        masses = slab_masses(q_HND, k_HMD, len(reads), rows, recorder.tokens, recorder.layout.block_size)
         frames_F = np.asarray([reads[row].frame for row in rows], dtype=np.int64)
         blocks_FS = np.stack([self._blocks[reads[row].frame, reads[row].level][layer] for row in rows])
         starts = np.repeat(frames_F, self._slabs)
         recorder.writer.record(
             recorder.steps - 1, self._session, layer, self._length, blocks_FS.reshape(-1), starts,
-            np.clip(masses_FS.reshape(-1), 0.0, 1.0), places=np.tile(np.arange(self._slabs), len(rows)),
+            np.clip(masses, 0.0, 1.0), places=np.tile(np.arange(self._slabs), len(rows)),
             sinks=(starts < self._sinks).astype(np.int64),
         )  # fmt: skip
 

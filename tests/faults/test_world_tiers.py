@@ -9,22 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from paceline.launch.local import run_local
 from paceline.pipeline.topology import Topology
 from paceline.runtime.result import FRAMES_FILE
 from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec
-from paceline.stages.dit import DiTConfig, save_dit
 from tests.faults import damaging_worker
 from tests.harness import ROOT
+from tests.launch.small_world import FRAME, save_small
 from tests.launch.test_modes import two_groups
 from tests.launch.ways import PACELINE
-from tests.stages.conftest import random_model
 
-CONFIG = DiTConfig(width=64, layers=2, heads=2)
-FRAME = CONFIG.kv_bytes()
 WORKER = ("-m", "tests.faults.damaging_worker")
 FRAMES = 36
 
@@ -32,10 +28,7 @@ FRAMES = 36
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of two layers."""
-    torch.set_num_threads(1)
-    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    save_dit(random_model(CONFIG), path)
-    return path
+    return save_small(tmp_path_factory.mktemp("weights"))
 
 
 def recalling(weights: Path, via: str, mode: str = "cascade", alone: bool = False, **change: object) -> Topology:

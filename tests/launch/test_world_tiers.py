@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from paceline.launch.errors import ArgumentError
 from paceline.launch.local import run_local
@@ -15,23 +14,17 @@ from paceline.launch.world_tiers import check_world_tiers
 from paceline.pipeline.topology import Topology, Transport
 from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec
-from paceline.stages.dit import DiTConfig, save_dit
+from tests.launch.small_world import FRAME, save_small
 from tests.launch.test_modes import two_groups
 from tests.launch.ways import local, serial
-from tests.stages.conftest import random_model
 
-CONFIG = DiTConfig(width=64, layers=2, heads=2)
-FRAME = CONFIG.kv_bytes()
 HBM_FRAMES = 8
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of two layers."""
-    torch.set_num_threads(1)
-    path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    save_dit(random_model(CONFIG), path)
-    return path
+    return save_small(tmp_path_factory.mktemp("weights"))
 
 
 def tiered(weights: Path, folder: Path, via: str, **change: object) -> Topology:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 
 from paceline.launch.errors import ArgumentError
-from paceline.launch.language.tiers import kv_dtype
+from paceline.launch.folders import make_writable
 from paceline.pipeline.topology import StageKind
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.parked import ParkedSession, kv_file, parked_folders
@@ -43,7 +42,7 @@ def check_parking(spec: GenerateSpec, models: Models) -> None:
         return
     folder = ModelFolder.read(models.target)
     ranks = 1 if spec.serial else spec.topology.groups[verify.group].ranks
-    dtype = kv_dtype(folder, spec.topology.groups[verify.group].device)
+    dtype = folder.dtype_on(spec.topology.groups[verify.group].device)
     identity = weights_identity(models.target)
     wanted = [
         RankTiers(tiers, identity, rank, ranks).fingerprint(range(*layers), kv_shape_of(folder.config), dtype)
@@ -84,12 +83,7 @@ def _check_folder(spec: GenerateSpec) -> None:
     park = spec.park
     if park is None:
         return
-    try:
-        park.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(f"--park {park}: {error.strerror}; name a folder that can be written") from error
-    if not os.access(park, os.W_OK | os.X_OK):
-        raise ArgumentError(f"--park {park}: can't be written; name a folder that can")
+    make_writable(f"--park {park}", park)
     lost = set(parked_folders(park)) - {resumed.folder for resumed in spec.resumed}
     if lost:
         raise ArgumentError(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
-import torch
-
 from paceline.launch.errors import ArgumentError
+from paceline.launch.folders import make_writable
 from paceline.pipeline.sizes import format_size
-from paceline.pipeline.tiers import NvmeSpec
 from paceline.pipeline.topology import StageKind
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.settings import first_settings
@@ -22,7 +19,7 @@ from paceline.stages.tier_spec import budget_of
 from paceline.tiers.errors import TierError
 from paceline.tiers.packed_memory import stored_nbytes
 
-__all__ = ["check_tiers_hold", "kv_dtype"]
+__all__ = ["check_tiers_hold"]
 
 _AHEAD = 64
 """Positions beyond the text that windows in flight may write."""
@@ -40,11 +37,11 @@ def check_tiers_hold(spec: GenerateSpec, models: Models, prompts: Sequence[int])
             continue
         key = f"tiers.{stage.group}"
         if tiers.nvme is not None:
-            _check_folder(f"{key}.nvme.path", tiers.nvme)
+            make_writable(f"{key}.nvme.path: {tiers.nvme.path}", tiers.nvme.path)
         found = ModelFolder.read(folder)
         ranks = 1 if spec.serial else topology.groups[stage.group].ranks
         first, last = even_runs(found.layers, ranks)[0]
-        dtype = kv_dtype(found, topology.groups[stage.group].device)
+        dtype = found.dtype_on(topology.groups[stage.group].device)
         layout = RankTiers(tiers, "").layout(last - first, kv_shape_of(found.config), dtype)
         try:
             stored = None if tiers.bits is None else stored_nbytes(layout, tiers.bits)
@@ -63,18 +60,3 @@ def check_tiers_hold(spec: GenerateSpec, models: Models, prompts: Sequence[int])
                 f"({format_size(blocks * size)}); the tiers hold {slots.total} ({format_size(slots.total * size)}); "
                 "raise dram or nvme.size, or lower speculation.sessions or --max-tokens"
             )
-
-
-def kv_dtype(folder: ModelFolder, device: str) -> torch.dtype:
-    """The type that a model's KV has on a device: float32 on the CPU, else what the weights were saved as."""
-    saved = getattr(folder.config, "dtype", None)
-    return saved if device != "cpu" and isinstance(saved, torch.dtype) else torch.float32
-
-
-def _check_folder(key: str, nvme: NvmeSpec) -> None:
-    try:
-        nvme.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(f"{key}: {nvme.path}: {error.strerror}; name a folder that can be written") from error
-    if not os.access(nvme.path, os.W_OK | os.X_OK):
-        raise ArgumentError(f"{key}: {nvme.path}: can't be written; name a folder that can")

@@ -14,7 +14,7 @@ from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.language.judging import Work
 from paceline.runtime.language.live import Live, TextLog
 from paceline.runtime.language.messages import Cancel, Drafted, Kept, Opened, Pace
-from paceline.runtime.language.parked import ParkedSession, write_parked
+from paceline.runtime.language.parked import ParkedSession
 from paceline.runtime.language.partner import Partner
 from paceline.runtime.language.result import LanguageResult, TextResult
 from paceline.runtime.language.spec import GenerateSpec
@@ -178,13 +178,7 @@ class HomeWorker(VerifyWorker):
     def kept(self, kept: Kept) -> None:
         """All verifiers have been asked to park a session. If all did, it can be taken up from now on."""
         session = self._keeping.pop(kept.session)
-        if kept.ranks < session.ranks or self.spec.park is None:
-            return
-        try:
-            write_parked(self.spec.park, session)
-        except OSError as error:
-            self.failures.append(f"session {session.number} could not be parked: {error}")
-        else:
+        if kept.ranks == session.ranks and self._keeper.complete(session):
             self._written.append(session.number)
 
     def _left(self, text: TextResult) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from paceline.runtime.language.parked import ParkedSession, kv_file, note_of, session_folder
+from paceline.runtime.language.parked import ParkedSession, kv_file, note_of, session_folder, write_parked
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.stages.lm.decoder import Decoder
 from paceline.stages.lm.kv_error import SequenceError
@@ -47,6 +47,17 @@ class Keeper:
             return False
         if why is not None:
             self._failures.append(f"session {resumed.session.number} was computed again on {self._name}: {why}")
+        return True
+
+    def complete(self, session: ParkedSession) -> bool:
+        """All KV of a session is written: say that it can be taken up; whether that went well."""
+        if self._spec.park is None:
+            return False
+        try:
+            write_parked(self._spec.park, session)
+        except OSError as error:
+            self._failures.append(f"session {session.number} could not be parked: {error}")
+            return False
         return True
 
     def record(self, session: int, tokens: list[int], seed: int, reason: str, ranks: int) -> ParkedSession:

@@ -103,6 +103,6 @@ def _decoded(file: Path) -> ParkedSession:
         raise ParkingError(f"{file}: can't be read ({error}); remove {file.parent}") from error
     if session.version != _VERSION:
         raise ParkingError(f"{file}: of version {session.version}, not {_VERSION}; remove {file.parent}")
-    if file.parent.name != f"{_PREFIX}{session.number}":
+    if file.parent != session_folder(file.parent.parent, session.number):
         raise ParkingError(f"{file}: is that of session {session.number}; give its folder the name it had")
     return session

@@ -15,7 +15,6 @@ from paceline.runtime.device import own_device
 from paceline.runtime.language.keeping import Keeper
 from paceline.runtime.language.live import TextLog
 from paceline.runtime.language.models import Models
-from paceline.runtime.language.parked import write_parked
 from paceline.runtime.language.result import LanguageReport, LanguageResult, TextResult
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.language.tiers import serial_tiers
@@ -129,12 +128,8 @@ def _session(
     log.write(number, rest, "plain")
     if spec.park is not None and reason is not FinishReason.failed:
         kept = keeper.record(number, tokens, seed, reason.value, 1)
-        try:
-            if keeper.park(decoder, sequence, number, tokens[:-1]):
-                write_parked(spec.park, kept)
-                parked.append(kept.number)
-        except OSError as error:
-            failures.append(f"session {kept.number} could not be parked: {error}")
+        if keeper.park(decoder, sequence, number, tokens[:-1]) and keeper.complete(kept):
+            parked.append(kept.number)
     decoder.close(sequence)
     return TextResult(
         id=number, text="".join(pieces), token_ids=tokens[prompt:], finish_reason=reason.value, prompt_tokens=prompt,

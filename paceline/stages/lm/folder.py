@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 __all__ = ["ModelFolder", "ModelFolderError"]
@@ -58,6 +59,11 @@ class ModelFolder:
     def layers(self) -> int:
         """How many decoder layers the model has."""
         return int(self.config.num_hidden_layers)
+
+    def dtype_on(self, device_type: str) -> torch.dtype:
+        """What weights and KV are on a kind of device: float32 on a CPU, elsewhere what the model was saved in."""
+        saved = getattr(self.config, "dtype", None)
+        return saved if device_type != "cpu" and isinstance(saved, torch.dtype) else torch.float32
 
     @property
     def vocab(self) -> int:

@@ -42,8 +42,7 @@ def load_run(
             f"{folder}: has layers 0 to {found.layers - 1}; a run [{first}, {last}) is not among them"
         )
     if dtype is None:
-        saved = getattr(found.config, "dtype", None)
-        dtype = saved if device.type != "cpu" and isinstance(saved, torch.dtype) else torch.float32
+        dtype = found.dtype_on(device.type)
     model = _skeleton(found, dtype)
     anatomy = Anatomy.of(model)
     run = range(first, last)
