@@ -4,10 +4,10 @@ PIP := .venv/bin/pip --disable-pip-version-check
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test test-all check format bench clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
 
 # The package is editable, so sources need no new install; a change of what it depends on does.
 $(STAMP): pyproject.toml constraints.txt
@@ -25,8 +25,11 @@ demo: $(STAMP)  ## run the world model and the language models, each over two gr
 	.venv/bin/paceline generate topologies/speculate-2.yaml --max-tokens 70 --temperature 0.6 --seed 2 --prompt \
 		"$$(printf 'import os\n\ndef find_files(folder, suffix):\n    """Return the names of all files')"
 
-test: $(STAMP)  ## run all tests
+test: $(STAMP)  ## run the tests
 	.venv/bin/pytest -q
+
+test-all: test  ## run the tests, then the exhaustive ones
+	.venv/bin/pytest -q -m exhaustive
 
 check: $(STAMP)  ## run ruff, mypy strict and the test of import directions
 	.venv/bin/ruff check .
