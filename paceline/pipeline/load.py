@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from os import PathLike
@@ -54,9 +54,13 @@ def load_topology(path: str | PathLike[str], overrides: Sequence[str] = (), worl
 
 
 def check_topology(
-    path: str | PathLike[str], overrides: Sequence[str] = (), world_size: int | None = None
+    path: str | PathLike[str],
+    overrides: Sequence[str] = (),
+    world_size: int | None = None,
+    further: Callable[[Topology], Iterable[Problem]] | None = None,
 ) -> tuple[Topology | None, list[Problem]]:
-    """The topology, or `None` and everything that is wrong with it, in order of lines. Never raises."""
+    """The topology, or `None` and everything that is wrong with it, in order of lines. `further` checks a topology that
+    is right by itself. Raises nothing of its own."""
     document = Document.read(Path(path))
     if document.data is None and document.problems:
         return None, document.problems
@@ -74,6 +78,8 @@ def check_topology(
         if world_size is not None and "groups.*.ranks" not in broken:
             found += check_world_size(parsed.topology, world_size)
         problems += map(document.locate, found)
+        if further is not None and not problems:
+            problems += map(document.locate, further(parsed.topology))
     if problems:
         return None, sorted(problems, key=_order)
     return parsed.topology, []

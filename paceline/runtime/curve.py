@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import ipaddress
 import stat
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
 import zmq.auth
 from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils import z85
 
 from paceline.pipeline.topology import CurveSpec, NetworkSpec
 from paceline.runtime.errors import RendezvousError
 
 __all__ = ["CurveKeys", "check_bind", "is_loopback", "load_curve", "start_authenticator"]
+
+
+_KEY_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,10 @@ def load_curve(spec: CurveSpec) -> CurveKeys:
         mode = spec.secret.stat().st_mode
         public, secret = zmq.auth.load_certificate(spec.secret)
         allowed = [zmq.auth.load_certificate(path)[0] for path in sorted(spec.allow.glob("*.key"))]
-    except (OSError, ValueError) as error:
+        for key in (public, secret, *allowed):
+            if key is not None and len(z85.decode(key)) != _KEY_BYTES:
+                raise ValueError(f"{key!r} is no key")
+    except (OSError, ValueError, LookupError, ArithmeticError, struct.error) as error:
         raise RendezvousError(f"network.curve: {error}; make certificates with zmq.auth.create_certificates") from error
     if secret is None:
         raise RendezvousError(f"network.curve.secret: {spec.secret} holds no secret key; name the .key_secret file")

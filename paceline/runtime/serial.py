@@ -25,6 +25,8 @@ from paceline.runtime.spec import RunSpec
 from paceline.stages.denoise import condition_of, pass_times
 from paceline.stages.dit import DiT, load_dit
 from paceline.stages.dit_config import find_weights
+from paceline.stages.failed import NotFinite, failure_text
+from paceline.stages.finite import is_finite
 from paceline.stages.frame_cache import FrameCache
 from paceline.stages.frame_trace import FrameTrace
 from paceline.stages.item import Meta
@@ -102,6 +104,8 @@ def _world_session(
             started = now()
             picture = decode(latents[frame], config.grid_y)
             recorder.add(decoder, session.id, "decode", frame, -1, started)
+            if not is_finite(latents[frame]):
+                session.fail(failure_text(decoder, None, frame, prompt, NotFinite("the frame holds")))
             session.show(frame, picture)
             progress(1)
 

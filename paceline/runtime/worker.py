@@ -106,7 +106,7 @@ class Worker:
         if model is None:
             raise PacelineError(f"stage {name} needs a model, and workload {self.topology.workload!r} has none")
         if spec.kind is StageKind.decode:
-            return DecodeStage(model.config.grid_y)
+            return DecodeStage(model.config.grid_y, name, self.rank)
         if self.group in self.topology.tiers:
             kinds = [self.topology.stages[stage].kind for stage in beside]
             self.tiers[name] = frame_tier_manager(

@@ -31,7 +31,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from paceline.stages.dit_config import DiTConfig
+from paceline.stages.dit_config import LAGS, DiTConfig, not_finite
+from paceline.stages.finite import is_finite
 
 __all__ = ["Block", "DiT", "DiTConfig", "FrameCondition", "load_dit", "rotate", "save_dit"]
 
@@ -125,7 +126,7 @@ class DiT(nn.Module):
         space = torch.tensor(config.space_frequencies, dtype=torch.float64)
         angle = 2 * math.pi * torch.outer(index, space) / config.torus
         self.register_buffer("space_table", torch.polar(torch.ones_like(angle), angle).to(torch.complex64), False)
-        lag = torch.arange(256, dtype=torch.float64)
+        lag = torch.arange(LAGS, dtype=torch.float64)
         angle = -torch.outer(lag, torch.tensor(config.time_frequencies, dtype=torch.float64))
         self.register_buffer("time_table", torch.polar(torch.ones_like(angle), angle).to(torch.complex64), False)
         token = torch.arange(config.tokens)
@@ -213,7 +214,11 @@ def save_dit(model: DiT, path: Path, extra: dict[str, str] | None = None) -> Non
 
 
 def load_dit(path: Path, device: str = "cpu") -> DiT:
-    """Read a model written by `save_dit`. Raises `FileNotFoundError` or `ValueError` with what to do."""
+    """Read a model written by `save_dit`. Raises `FileNotFoundError`, or `ValueError` with what to do; a weight that is
+    NaN or infinite is refused."""
     model = DiT(DiTConfig.read(path))
     model.load_state_dict(load_file(str(path)))
+    for name, weight in model.named_parameters():
+        if not is_finite(weight):
+            raise ValueError(not_finite(path, name))
     return model.to(device).eval().requires_grad_(False)

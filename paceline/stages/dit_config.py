@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import msgspec
+from safetensors import SafetensorError, safe_open
 
 from paceline.pipeline.recall import View
 from paceline.pipeline.unit import ModelShape
 
-__all__ = ["DiTConfig", "find_weights"]
+__all__ = ["LAGS", "DiTConfig", "check_finite", "find_weights", "not_finite"]
 
+LAGS = 256
+"""Distances in frames that the time axis can tell apart."""
 _ZOO = "zoo:"
-_LARGEST_HEADER = 100 * 2**20
-"""Safetensors' own limit, in bytes."""
+_LARGEST = 1 << 24
+"""Of any number in a configuration: sizes multiply, and a plan is made before a tensor is read."""
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +70,23 @@ class DiTConfig:
 
     @classmethod
     def read(cls, path: Path) -> DiTConfig:
-        """The configuration in the header of a weights file; no tensor is read.
+        """The configuration in the header of a weights file, checked against the tensors that the header lists; no
+        tensor is read.
 
-        Raises `FileNotFoundError`, or `ValueError` where the file holds no world model, with what to do.
+        Raises `FileNotFoundError`, or `ValueError` where the file holds no world model, is cut off, or holds another
+        model's tensors, with what to do.
         """
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}; give a .safetensors file or zoo:world")
         try:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                if length > _LARGEST_HEADER:
-                    raise ValueError(f"a header of {length} bytes")
-                header = json.loads(file.read(length))
-            config = msgspec.json.decode(header["__metadata__"]["dit_config"], type=cls)
-            config.check()
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            with safe_open(path, framework="np") as file:
+                metadata = file.metadata() or {}
+                config = msgspec.json.decode(metadata.get("dit_config", ""), type=cls)
+                config.check()
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+                found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+            config._check_tensors(found)
+        except (OSError, ValueError, OverflowError, RecursionError, SafetensorError, msgspec.MsgspecError) as error:
             raise ValueError(
                 f"{path} holds no world model ({error}); give weights that zoo.world.train wrote"
             ) from error
@@ -88,16 +94,78 @@ class DiTConfig:
 
     def check(self) -> None:
         """Raise `ValueError` where the numbers do not fit together."""
+        for name in ("grid_y", "grid_x", "token_dim", "width", "layers", "heads", "actions", "headings", "torus"):
+            if not 1 <= getattr(self, name) <= _LARGEST:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 to {_LARGEST}")
+        if not 0 <= self.max_distance < LAGS:
+            raise ValueError(f"max_distance is {self.max_distance}; it must be 0 to {LAGS - 1}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.width % 2:
+            raise ValueError(f"width {self.width} is odd; times are embedded as pairs")
         if self.noise == "ground" and self.token_dim != 48:
             raise ValueError(f"noise on the ground needs tokens of 4 x 4 pixels, 48 values, not {self.token_dim}")
+        if not all(math.isfinite(value) for value in self.time_frequencies):
+            raise ValueError("time_frequencies must be finite")
+        if not all(abs(value) <= _LARGEST for value in self.space_frequencies):
+            raise ValueError(f"space_frequencies must lie within {_LARGEST}")
         pairs = len(self.time_frequencies) + 2 * len(self.space_frequencies)
         if 2 * pairs != self.head_dim:
             raise ValueError(
                 f"{len(self.time_frequencies)} time and 2 x {len(self.space_frequencies)} space frequencies "
                 f"rotate {2 * pairs} of {self.head_dim} values of a head; they must rotate all of them"
             )
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of all weights."""
+        c = self.width
+        shapes: dict[str, tuple[int, ...]] = {
+            "place": (self.tokens, c), "action.weight": (self.actions, c), "heading.weight": (self.headings, c)
+        }  # fmt: skip
+        linear = {
+            "embed": (c, self.token_dim), "time.0": (c, 2 * c), "time.2": (c, c),
+            "modulation": ((6 * self.layers + 2) * c, c), "head": (self.token_dim, c),
+        }  # fmt: skip
+        for layer in range(self.layers):
+            inside = {"qkv": (3 * c, c), "out": (c, c), "up": (4 * c, c), "down": (c, 4 * c)}
+            linear |= {f"blocks.{layer}.{name}": shape for name, shape in inside.items()}
+        for name, shape in linear.items():
+            shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+        return shapes
+
+    def _check_tensors(self, found: dict[str, tuple[tuple[int, ...], str]]) -> None:
+        """Raise `ValueError` where a file holds other tensors than the configuration makes."""
+        # Before the names are made: a damaged number of layers may be huge.
+        if self.layers > len(found):
+            raise ValueError(f"dit_config has {self.layers} layers, and the file {len(found)} tensors")
+        expected = self.tensors()
+        for name in [*(expected.keys() - found.keys()), *(found.keys() - expected.keys())]:
+            raise ValueError(f"{name!r} is {'missing' if name in expected else 'none of its weights'}")
+        for name, (shape, dtype) in found.items():
+            if shape != expected[name]:
+                raise ValueError(f"{name!r} has shape {list(shape)}, but dit_config makes it {list(expected[name])}")
+            if dtype not in _FLOATS:
+                raise ValueError(f"{name!r} is of type {dtype}, not one of {', '.join(_FLOATS)}")
+
+
+def check_finite(path: Path, most_bytes: int = 256 * 2**20) -> None:
+    """Raise `ValueError` naming a tensor of a weights file that holds NaN or infinity. Files of more than `most_bytes`
+    are left to `load_dit`, which looks at every tensor that it reads."""
+    if path.stat().st_size > most_bytes:
+        return
+    import numpy as np
+
+    with safe_open(path, framework="np") as file:
+        for name in file.keys():  # noqa: SIM118 (no mapping)
+            if file.get_slice(name).get_dtype() == "BF16":  # NumPy has none; `load_dit` looks at it
+                continue
+            if not np.isfinite(file.get_tensor(name)).all():
+                raise ValueError(not_finite(path, name))
+
+
+def not_finite(path: Path, name: str) -> str:
+    """What is said of a tensor that is not finite."""
+    return f"{path}: the weight '{name}' holds NaN or infinity; take weights from before training diverged"
 
 
 def find_weights(name: str) -> Path:

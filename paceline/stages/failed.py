@@ -10,6 +10,7 @@ computed from the zeros is ever shown:
 - A stage looks for the mark on all items of a unit before it computes anything of that unit. From the first marked item
   on, all that it gives for the session is marked, too.
 - Decoders and sleepers hand the metadata of an item on. The sink shows nothing of a session from the first mark on.
+- The decoder itself marks a frame that holds NaN or infinity: no other stage need look for them, as they spread.
 
 So, in the order in which items are made, none without a mark has a zero behind it. This asks nothing of the level at
 which a pass reads, of how old the frames are that it recalls, of how many steps or sessions go as rows of one forward,
@@ -22,11 +23,18 @@ from __future__ import annotations
 from paceline.stages.item import Meta
 from paceline.tiers.errors import BlockLost, TierError
 
-__all__ = ["failure_in", "failure_text", "with_failure"]
+__all__ = ["NotFinite", "failure_in", "failure_text", "with_failure"]
 
 _KEY = "failed"
 _LONGEST = 500
 """Letters of a mark: it travels with every item."""
+
+
+class NotFinite(ArithmeticError):
+    """What was computed holds NaN or infinity, so it stands for nothing."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} NaN or infinity; see that the weights are those of a model that works")
 
 
 def failure_in(meta: Meta) -> str | None:
@@ -40,7 +48,7 @@ def with_failure(meta: Meta, failure: str | None) -> Meta:
     return meta if failure is None else {**meta, _KEY: failure}
 
 
-def failure_text(stage: str, rank: int | None, frame: int, prompt: int, cause: TierError) -> str:
+def failure_text(stage: str, rank: int | None, frame: int, prompt: int, cause: TierError | NotFinite) -> str:
     """What the mark says: where a session failed, computing which frame, and why. Positions `frame` and those in the
     cause count the `prompt` frames; the text counts generated frames, as all that users see does."""
     where = f"stage {stage}" if rank is None else f"stage {stage} on rank {rank}"

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from paceline.pipeline.program import Program, Unit
+from paceline.stages.failed import NotFinite, failure_in, failure_text, with_failure
+from paceline.stages.finite import is_finite
 from paceline.stages.item import Item, Key
 from paceline.stages.patches import decode
 
@@ -28,13 +30,20 @@ def spend(ms: float, since_s: float) -> None:
 
 
 class DecodeStage:
-    """Latents to 8-bit frames. The model works in pixels, so this is patch decoding: causal, and without state."""
+    """Latents to 8-bit frames. The model works in pixels, so this is patch decoding: causal, and without state.
 
-    def __init__(self, grid_y: int) -> None:
+    A latent that is not finite is no frame: it gets the mark of a failed session (see `failed.py`).
+    """
+
+    def __init__(self, grid_y: int, stage: str = "decode", rank: int | None = None) -> None:
+        """`stage` and `rank` are what messages call this place."""
         self.grid_y = grid_y
+        self._stage, self._rank = stage, rank
+        self._prompt = 0
 
     def open(self, session: int, program: Program) -> None:
-        """Nothing to keep."""
+        """Sessions have prompts of one length."""
+        self._prompt = program.prompt
 
     def close(self, session: int) -> None:
         """Nothing to free."""
@@ -47,8 +56,12 @@ class DecodeStage:
         """See `Stage.run`."""
         out = []
         for unit, (item,) in zip(units, taken, strict=True):
-            frame = decode(item.tensors[0], self.grid_y).cpu()
-            out.append([Item(Key(g.edge, unit.session, g.position, g.part), (frame,), item.meta) for g in unit.gives])
+            latent, meta = item.tensors[0], item.meta
+            if failure_in(meta) is None and not is_finite(latent):
+                why = failure_text(self._stage, self._rank, unit.frame, self._prompt, NotFinite("the frame holds"))
+                meta = with_failure(meta, why)
+            frame = decode(latent, self.grid_y).cpu()
+            out.append([Item(Key(g.edge, unit.session, g.position, g.part), (frame,), meta) for g in unit.gives])
         return out
 
 

@@ -16,6 +16,7 @@ from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyF
 from paceline.launch.commands.run import LAUNCHED, make_folder
 from paceline.launch.errors import ArgumentError
 from paceline.launch.failure import Failure
+from paceline.launch.files import check_curve
 from paceline.launch.summary import Summary
 from paceline.launch.supervise import HANG_TIMEOUT_S
 from paceline.launch.torchrun import Launched, record_failure
@@ -209,6 +210,8 @@ def _checked(
             )
     check_tiers_hold(spec, models, lengths)
     check_parking(spec, models)
+    if not serial:
+        check_curve(topology)
     if out is not None:
         make_folder(out)
     return lambda launched, show, hang_timeout, debug: start(spec, launched, show, hang_timeout, debug)

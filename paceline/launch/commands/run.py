@@ -14,12 +14,13 @@ from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyF
 from paceline.launch.display import Display
 from paceline.launch.errors import ArgumentError, RunFailedError
 from paceline.launch.failure import Failure
+from paceline.launch.files import check_curve
 from paceline.launch.journal import read_journal
 from paceline.launch.local import run_local
 from paceline.launch.summary import Summary
 from paceline.launch.supervise import HANG_TIMEOUT_S
 from paceline.launch.torchrun import Launched, record_failure, run_launched
-from paceline.launch.weights import read_model_file
+from paceline.launch.weights import check_weights, read_model_file
 from paceline.launch.world_tiers import check_world_tiers
 from paceline.pipeline.liveness import check_liveness
 from paceline.pipeline.load import load_topology
@@ -132,6 +133,9 @@ def _check(
     deadlock = check_liveness(topology, read_model_file(topology).shape)
     if deadlock is not None:
         raise ArgumentError(f"{file}: {deadlock}")
+    check_weights(topology)
+    if not serial:
+        check_curve(topology)
     if launched is not None and serial:
         raise ArgumentError("--serial runs in one process; start it with `paceline run`, without torchrun")
     if replay is not None:

@@ -48,9 +48,10 @@ def record(
         if prompt or prompts:
             raise ArgumentError(f"{topology} makes frames; it takes --frames and --sessions, and no prompt")
         from paceline.launch.record_world import record_world
-        from paceline.launch.weights import read_model_file
+        from paceline.launch.weights import check_weights, read_model_file
 
         read_model_file(loaded)
+        check_weights(loaded)
         _say(out, record_world(loaded, out, frames, sessions, seed), as_json)
         return
     if loaded.workload != "language":

@@ -8,6 +8,7 @@ import typer
 
 from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile
+from paceline.launch.files import file_problems
 from paceline.pipeline.load import check_topology
 from paceline.pipeline.problem import Problem
 
@@ -18,11 +19,12 @@ __all__ = ["validate"]
 def validate(
     topology: TopologyFile, overrides: Overrides = None, as_json: AsJson = False, debug: Debug = False
 ) -> None:
-    """Print every problem of a topology, one a line: FILE:LINE: KEY: what is wrong; what would be right.
+    """Print every problem of a topology, one a line: FILE:LINE: KEY: what is wrong; what would be right. A topology
+    that is right by itself is checked against the models and keys that it names.
 
     Exit code 0 where it is fine, 2 where it is not.
     """
-    checked, problems = check_topology(topology, overrides or ())
+    checked, problems = check_topology(topology, overrides or (), further=file_problems)
     if as_json:
         name = None if checked is None else checked.name
         print(json.dumps({"topology": name, "ok": not problems, "problems": [_fields(p) for p in problems]}))
