@@ -25,8 +25,8 @@ from paceline.runtime.spec import RunSpec
 from paceline.stages.denoise import condition_of, pass_times
 from paceline.stages.dit import DiT, load_dit
 from paceline.stages.dit_config import find_weights
-from paceline.stages.failed import NotFinite, failure_text
-from paceline.stages.finite import is_finite
+from paceline.stages.failed import failure_text
+from paceline.stages.finite import NotFinite, is_finite
 from paceline.stages.frame_cache import FrameCache
 from paceline.stages.frame_trace import FrameTrace
 from paceline.stages.item import Meta

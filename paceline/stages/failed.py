@@ -20,21 +20,15 @@ holds for every context mode and every schedule.
 
 from __future__ import annotations
 
+from paceline.stages.finite import NotFinite
 from paceline.stages.item import Meta
 from paceline.tiers.errors import BlockLost, TierError
 
-__all__ = ["NotFinite", "failure_in", "failure_text", "with_failure"]
+__all__ = ["failure_in", "failure_text", "with_failure"]
 
 _KEY = "failed"
 _LONGEST = 500
 """Letters of a mark: it travels with every item."""
-
-
-class NotFinite(ArithmeticError):
-    """What was computed holds NaN or infinity, so it stands for nothing."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what} NaN or infinity; see that the weights are those of a model that works")
 
 
 def failure_in(meta: Meta) -> str | None:

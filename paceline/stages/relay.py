@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from paceline.pipeline.program import Program, Unit
-from paceline.stages.failed import NotFinite, failure_in, failure_text, with_failure
-from paceline.stages.finite import is_finite
+from paceline.stages.failed import failure_in, failure_text, with_failure
+from paceline.stages.finite import NotFinite, is_finite
 from paceline.stages.item import Item, Key
 from paceline.stages.patches import decode
 

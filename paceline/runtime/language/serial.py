@@ -20,6 +20,7 @@ from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.language.tiers import serial_tiers
 from paceline.runtime.report import peak_rss_bytes
 from paceline.stages.couplings import sample
+from paceline.stages.finite import NotFinite, can_choose
 from paceline.stages.lm.decoder import Decoder
 from paceline.stages.lm.kv_error import SequenceError
 from paceline.stages.lm.rank_tiers import RankTiers
@@ -102,6 +103,10 @@ def _session(
             (logits,) = decoder.forward([(sequence, torch.tensor(new, dtype=torch.int64))], keep=[1])
         except SequenceError as error:
             failures.append(f"session {number} failed: {error}")
+            reason = FinishReason.failed
+            break
+        if not can_choose(logits[:, : models.vocab]):
+            failures.append(f"session {number} failed: {NotFinite('the logits hold')}")
             reason = FinishReason.failed
             break
         row = warp(logits[:, : models.vocab], spec.sampling, [tokens])

@@ -13,6 +13,7 @@ from paceline.pipeline.speculation.drafter import Branch, Rollback
 from paceline.pipeline.speculation.hedge import Alternative
 from paceline.pipeline.speculation.window import Coupling, Window
 from paceline.stages.couplings import alternatives, draw
+from paceline.stages.finite import can_choose
 from paceline.stages.lm.branches import Branches
 from paceline.stages.lm.decoder import Decoder
 from paceline.stages.sampling import SamplingParams, warp
@@ -63,6 +64,9 @@ class DraftStage:
         inputs = [self._branches.new_tokens(branch, tokens) for branch, tokens in steps]
         batch = [(sequence, torch.tensor(new, dtype=torch.int64)) for sequence, new in inputs]
         logits = torch.cat(self._decoder.forward(batch, keep=[1] * len(batch)))[:, : self._vocab]
+        if not can_choose(logits):
+            # Any distribution may draft, and this one never fails a session of the target's.
+            logits = torch.where(torch.isfinite(logits.amax(dim=-1, keepdim=True)), logits, 0.0)
         rows = warp(logits, self._params, [tokens for _, tokens in steps])
         keys = [DrawKey(self._seeds[b.session], b.position, b.epoch, b.number) for b, _ in steps]
         drawn = draw(self._coupling, rows, keys, self._noise)

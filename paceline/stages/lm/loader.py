@@ -18,7 +18,7 @@ from paceline.stages.lm.attention import IMPLEMENTATION
 from paceline.stages.lm.folder import ModelFolder, ModelFolderError
 from paceline.stages.lm.layer_run import LayerRun
 from paceline.stages.lm.self_check import self_check
-from paceline.stages.lm.weights import WeightFiles
+from paceline.stages.lm.weights import WeightFiles, check_finite
 
 __all__ = ["load_run"]
 
@@ -56,6 +56,7 @@ def load_run(
         anatomy = Anatomy.of(model)
         for part in anatomy.needed(run):
             part.module.to(device)
+            check_finite(folder, part.name, part.module)
     model.config._attn_implementation = IMPLEMENTATION
     layer_run = LayerRun(anatomy, model.config, run, device, dtype)
     self_check(model, anatomy, layer_run)

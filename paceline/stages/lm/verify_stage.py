@@ -12,7 +12,9 @@ from paceline.kernels.gumbel import GumbelRows
 from paceline.pipeline.speculation.judge import Check
 from paceline.pipeline.speculation.window import Coupling, Window
 from paceline.stages.couplings import Judgement, Ruling, judge_rows
+from paceline.stages.finite import NotFinite, can_choose
 from paceline.stages.lm.decoder import Decoder
+from paceline.stages.lm.kv_error import SequenceError
 from paceline.stages.sampling import SamplingParams, warp
 
 __all__ = ["Case", "VerifyStage"]
@@ -72,7 +74,9 @@ class VerifyStage:
         self, windows: Sequence[Window], hidden: Sequence[Tensor | None], checks: Sequence[Check | None]
     ) -> list[Tensor | None]:
         """Compute windows of different sessions together; those without tokens are left out. Returns hidden states for
-        the next run; nothing where this is the last, which keeps the logits for `rule`.
+        the next run; nothing where this is the last, which keeps the logits for `rule`. Raises `SequenceError` for a
+        session that can't go on, also where its logits are NaN or infinite; the same windows may be forwarded again
+        without it.
 
         `hidden` are those of the run before (nothing where this is the first); `checks` say which rows are of use.
         """
@@ -96,6 +100,8 @@ class VerifyStage:
                 continue
             session = windows[place].session
             logits = result[:, : self._vocab]
+            if not can_choose(logits):
+                raise SequenceError(self._sequences[session], NotFinite("the logits hold"))
             # The last row is the carry-over row of the next window, whatever becomes of this one.
             self._rows[session] = logits[len(logits) - kept :]
         return out

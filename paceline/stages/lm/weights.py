@@ -10,9 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from paceline.stages.finite import is_finite
 from paceline.stages.lm.folder import ModelFolderError
 
-__all__ = ["WeightFiles"]
+__all__ = ["WeightFiles", "check_finite"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -38,7 +39,7 @@ class WeightFiles:
     def fill(self, module: nn.Module, prefix: str, device: torch.device, dtype: torch.dtype) -> None:
         """Give a module on the meta device, named `prefix` in its model, its parameters and stored buffers.
 
-        Raises `ModelFolderError` where one is missing, is unreadable, or has another shape.
+        Raises `ModelFolderError` where one is missing, is unreadable, has another shape, or is NaN or infinite.
         """
         state = {}
         for name, expected in module.state_dict().items():
@@ -50,6 +51,7 @@ class WeightFiles:
                 )
             state[name] = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
         module.load_state_dict(state, assign=True)
+        check_finite(self.folder, prefix, module)
         module.to(device)  # what is not stored, e.g. tables made at construction
         module.requires_grad_(False)
 
@@ -73,6 +75,16 @@ class WeightFiles:
         except (OSError, SafetensorError) as error:
             raise ModelFolderError(f"{path}: can't be read ({error}); download it again") from error
         return tensor
+
+
+def check_finite(folder: Path, prefix: str, module: nn.Module) -> None:
+    """Raise `ModelFolderError` where a parameter of a module, named `prefix` in its model, is NaN or infinite."""
+    for name, weight in module.named_parameters():
+        if not is_finite(weight):
+            raise ModelFolderError(
+                f"{folder}: the weight `{prefix}.{name}` holds NaN or infinity as {weight.dtype}; download the model "
+                "again, or take one whose training did not diverge"
+            )
 
 
 def _file_of(folder: Path) -> dict[str, Path]:
