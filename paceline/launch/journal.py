@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from paceline.launch.errors import ArgumentError
+from paceline.pipeline.context import Context
+from paceline.pipeline.topology import LatePolicy, Topology
+from paceline.runtime.journal import JournalError, decode_decision
 from paceline.runtime.result import Decision
 
-__all__ = ["read_journal"]
+__all__ = ["check_replay", "read_journal"]
 
 
 def read_journal(path: Path) -> list[Decision]:
@@ -22,8 +24,29 @@ def read_journal(path: Path) -> list[Decision]:
     decisions = []
     for number, line in enumerate(lines, 1):
         try:
-            decisions.append(msgspec.json.decode(line, type=Decision))
-        except msgspec.DecodeError as error:
-            wrong = f"{path}:{number}: is no decision ({error})"
+            decisions.append(decode_decision(line))
+        except JournalError as error:
+            wrong = f"{path}:{number}: {error}"
             raise ArgumentError(f"{wrong}; give the journal.jsonl of an earlier --out, unchanged") from error
     return decisions
+
+
+def check_replay(path: Path, decisions: Sequence[Decision], topology: Topology) -> None:
+    """Raise `ArgumentError` where a decision of a journal can't be taken in this topology: a step that the model does
+    not have, or that lies too far behind the one at which the frame before began."""
+    spec, steps = topology.context, topology.model.steps
+    firsts: dict[int, dict[int, int]] = {}
+    for decision in decisions if topology.workload == "world" else ():
+        if decision.what == LatePolicy.fewer_steps:
+            firsts.setdefault(decision.session, {})[decision.frame] = decision.value
+    for session, first in firsts.items():
+        context = Context.of(spec, steps, spec.prompt, spec.prompt)
+        for frame in sorted(first.keys() | {frame + 1 for frame in first}):
+            value = first.get(frame, 0)
+            try:
+                context.begin(spec.prompt + frame, value)
+            except ValueError as error:
+                raise ArgumentError(
+                    f"{path}: session {session} can't begin frame {frame} at step {value} of {steps} here; give the "
+                    "journal.jsonl of a run with the same model.steps and context"
+                ) from error

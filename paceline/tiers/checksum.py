@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import google_crc32c
-import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # commands that only read a file of text need no NumPy
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["crc32c"]
 
@@ -13,9 +17,9 @@ def crc32c(*parts: bytes | NDArray[np.uint8]) -> int:
     """CRC-32C of the parts, one behind the other."""
     crc = 0
     for part in parts:
-        if isinstance(part, np.ndarray):
+        if not isinstance(part, bytes):
             # It takes buffers that are read-only, nothing else.
-            part = np.ascontiguousarray(part).view()
+            part = (part if part.flags.c_contiguous else part.copy()).view()
             part.flags.writeable = False
         crc = google_crc32c.extend(crc, part)
     return int(crc)

@@ -23,17 +23,15 @@ from paceline.tiers.fingerprint import Fingerprint
 from paceline.tiers.io_threads import IOThreads
 from paceline.tiers.manager import TierManager
 from paceline.tiers.paged_kv import PagedKV
+from paceline.tiers.sealed import Sealed, Versioned
 from paceline.tiers.settings import TierSettings
 
 __all__ = ["park", "parked_fingerprint", "unpark"]
 
-_MAGIC = b"PACELINE-PARKED\x00"
 _VERSION = 1
-_MOST_HEADER = 1 << 26
 
 
-class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    version: int
+class _Header(Versioned, frozen=True, forbid_unknown_fields=True):
     fingerprint: Fingerprint
     length: int
     blocks: int
@@ -41,6 +39,9 @@ class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sums: int
     """CRC-32C of the table of checksums."""
     note: bytes
+
+
+_HEAD = Sealed(b"PACELINE-PARKED\x00", _Header, _VERSION, 1 << 26, "parked session", "start the session anew")
 
 
 def park(kv: PagedKV, path: Path, note: bytes = b"", beat: Callable[[], None] = lambda: None) -> int:
@@ -149,12 +150,10 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _head(kv: PagedKV, count: int, sums: np.ndarray[tuple[int], np.dtype[np.uint32]], note: bytes) -> bytes:
-    body = msgspec.json.encode(
-        _Header(_VERSION, kv.manager.fingerprint, kv.length, count, crc32c(sums.tobytes()), note)
-    )
+    crc = crc32c(sums.tobytes())
+    header = _Header(_VERSION, kv.manager.fingerprint, kv.length, count, crc, note)
     # Of one length whatever the checksum, so that it can be written last.
-    body = body.ljust(len(body) + 10 - len(str(crc32c(sums.tobytes()))))
-    return _MAGIC + len(body).to_bytes(4, "little") + crc32c(body).to_bytes(4, "little") + body
+    return _HEAD.pack(header, len(msgspec.json.encode(header)) + 10 - len(str(crc)))
 
 
 def _read_head(
@@ -162,23 +161,14 @@ def _read_head(
 ) -> tuple[_Header, np.ndarray[tuple[int], np.dtype[np.uint32]]]:
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         raise StoreError(f"{path} is no file")
-    start = _read(file, len(_MAGIC) + 8, path, threads)
-    size, crc = (int.from_bytes(start[at : at + 4], "little") for at in (len(_MAGIC), len(_MAGIC) + 4))
-    if not start.startswith(_MAGIC) or size > _MOST_HEADER:
-        raise StoreError(f"{path} is no parked session")
-    body = _read(file, size, path, threads)
-    if crc32c(body) != crc:
-        raise StoreError(f"the header of {path} is damaged; start the session anew")
-    try:
-        header = msgspec.json.decode(body, type=_Header)
-    except msgspec.ValidationError as error:
-        raise StoreError(f"{path} was parked by another version; start the session anew: {error}") from error
-    if header.version != _VERSION:
-        raise StoreError(f"{path} is of version {header.version}, not {_VERSION}; start the session anew")
+    header = _HEAD.unpack(lambda size: _read(file, size, path, threads, short=True), str(path))
     found = os.fstat(file.fileno())
     count = 4 * header.fingerprint.layers * header.blocks
-    if min(header.fingerprint.layers, header.blocks) < 0 or len(start) + size + count > found.st_size:
-        raise StoreError(f"{path} ends too soon; it was cut after it was written")
+    if min(header.fingerprint.layers, header.blocks) < 0 or file.tell() + count > found.st_size:
+        raise StoreError(f"{path} ends too soon; it was cut after it was written: {_HEAD.remedy}")
+    most = header.blocks * header.fingerprint.block_size
+    if not most - header.fingerprint.block_size < header.length <= most:
+        raise StoreError(f"{path} says that {header.blocks} blocks hold {header.length} positions; {_HEAD.remedy}")
     table = _read(file, count, path, threads)
     if crc32c(table) != header.sums:
         raise StoreError(f"the checksums of {path} are damaged; start the session anew")
@@ -198,15 +188,18 @@ def _write(file: BinaryIO, data: bytes) -> None:
         view = view[file.write(view) :]
 
 
-def _read(file: BinaryIO, size: int, path: Path, threads: IOThreads) -> bytes:
+def _read(file: BinaryIO, size: int, path: Path, threads: IOThreads, short: bool = False) -> bytes:
+    """So many bytes; fewer at the end of the file only where they may be `short`."""
     parts: list[bytes] = []
 
     def call() -> None:
         left = size
         while left:
             part = file.read(left)
+            if not part and short:
+                return
             if not part:
-                raise StoreError(f"{path} ends too soon; it was cut after it was written")
+                raise StoreError(f"{path} ends too soon; it was cut after it was written: {_HEAD.remedy}")
             parts.append(part)
             left -= len(part)
 

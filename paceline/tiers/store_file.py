@@ -5,31 +5,31 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import mmap
 import os
 from pathlib import Path
 
-import msgspec
-
-from paceline.tiers.checksum import crc32c
 from paceline.tiers.errors import StoreError
 from paceline.tiers.fingerprint import Fingerprint
+from paceline.tiers.sealed import Sealed, Versioned
 
 __all__ = ["PAGE", "StoreFile", "read_header", "write_header"]
 
 PAGE = 4096
 """What slots and buffers are aligned to, as O_DIRECT wants it; also the size of the header."""
 
-_MAGIC = b"PACELINE-KV\x00"
 _VERSION = 1
 _MOST_FILES = 64
 
 
-class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    version: int
+class _Header(Versioned, frozen=True, forbid_unknown_fields=True):
     stride: int
     slots: int
     fingerprint: Fingerprint
+
+
+_HEAD = Sealed(b"PACELINE-KV\x00", _Header, _VERSION, PAGE, "file of KV blocks", "move it away or name another folder")
 
 
 class StoreFile:
@@ -103,9 +103,8 @@ class StoreFile:
 
 
 def write_header(descriptor: int, fingerprint: Fingerprint, stride: int, slots: int) -> None:
-    """Write the header page: magic, length, CRC-32C, JSON."""
-    body = msgspec.json.encode(_Header(_VERSION, stride, slots, fingerprint))
-    page = _MAGIC + len(body).to_bytes(4, "little") + crc32c(body).to_bytes(4, "little") + body
+    """Write the header page (see `sealed.py`)."""
+    page = _HEAD.pack(_Header(_VERSION, stride, slots, fingerprint))
     if len(page) > PAGE:
         raise StoreError(f"the name of the model has {len(fingerprint.model)} letters; take one below 2000")
     data = memoryview(page.ljust(PAGE, b"\x00"))
@@ -117,20 +116,10 @@ def write_header(descriptor: int, fingerprint: Fingerprint, stride: int, slots: 
 def read_header(descriptor: int, path: Path) -> tuple[Fingerprint, int, int]:
     """Fingerprint, stride and slots of a file. Raises `StoreError` where it is none of ours, damaged or of another
     version."""
-    page = os.pread(descriptor, PAGE, 0)
-    at = len(_MAGIC)
-    size, crc = int.from_bytes(page[at : at + 4], "little"), int.from_bytes(page[at + 4 : at + 8], "little")
-    body = page[at + 8 : at + 8 + size]
-    if not page.startswith(_MAGIC):
-        raise StoreError(f"{path} is no file of KV blocks; move it away or name another folder")
-    if len(body) != size or crc32c(body) != crc:
-        raise StoreError(f"the header of {path} is damaged; remove the file")
-    try:
-        header = msgspec.json.decode(body, type=_Header)
-    except msgspec.ValidationError as error:
-        raise StoreError(f"{path} was written by another version; remove the file: {error}") from error
-    if header.version != _VERSION:
-        raise StoreError(f"{path} is of version {header.version}, not {_VERSION}; remove the file")
+    page = io.BytesIO(os.pread(descriptor, PAGE, 0))
+    header = _HEAD.unpack(page.read, str(path))
+    if header.stride < 1 or header.stride % PAGE or header.slots < 0:
+        raise StoreError(f"{path} says that it has {header.slots} slots of {header.stride} bytes; {_HEAD.remedy}")
     return header.fingerprint, header.stride, header.slots
 
 

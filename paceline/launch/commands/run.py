@@ -15,7 +15,7 @@ from paceline.launch.display import Display
 from paceline.launch.errors import ArgumentError, RunFailedError
 from paceline.launch.failure import Failure
 from paceline.launch.files import check_curve
-from paceline.launch.journal import read_journal
+from paceline.launch.journal import check_replay, read_journal
 from paceline.launch.local import run_local
 from paceline.launch.summary import Summary
 from paceline.launch.supervise import HANG_TIMEOUT_S
@@ -139,7 +139,7 @@ def _check(
     if launched is not None and serial:
         raise ArgumentError("--serial runs in one process; start it with `paceline run`, without torchrun")
     if replay is not None:
-        read_journal(replay)
+        check_replay(replay, read_journal(replay), topology)
     if out is not None:
         make_folder(out)
     return topology

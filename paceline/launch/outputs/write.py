@@ -10,9 +10,10 @@
 | `trace.json` | Chrome trace, for https://ui.perfetto.dev |
 | `gantt.png`, `latency.png` | which group worked on which frame; cadence |
 
-A line of the journal is `{"session": 0, "frame": 17, "what": "fewer_steps", "value": 1}`: session, frame, what was
-decided, and its value: for `fewer_steps` the first step that the frame computed, for `repeat` how often the frame
-before it was shown again. A run without approximations leaves it empty. `paceline run --replay` takes them again.
+A line of the journal is `{"session": 0, "frame": 17, "what": "fewer_steps", "value": 1}`, with a CRC-32C of itself:
+session, frame, what was decided, and its value: for `fewer_steps` the first step that the frame computed, for `repeat`
+how often the frame before it was shown again. A run without approximations leaves it empty. `paceline run --replay`
+takes them again.
 
 Frames are numbered from 0, the first generated one, in all files.
 """
@@ -30,6 +31,7 @@ import numpy.typing as npt
 
 from paceline.launch.outputs.aligned import aligned
 from paceline.launch.outputs.atomic import write_atomic, write_bytes
+from paceline.runtime.journal import encode_decision
 from paceline.runtime.result import Decision, RunResult
 from paceline.runtime.spec import RunSpec
 
@@ -87,7 +89,7 @@ def write_outputs(
 
 
 def _journal(decisions: list[Decision]) -> bytes:
-    return b"".join(msgspec.json.encode(decision) + b"\n" for decision in decisions)
+    return b"".join(map(encode_decision, decisions))
 
 
 def _save(path: Path, array: Frames) -> Path:

@@ -1,8 +1,8 @@
 """Sessions that a generation left in a folder, for a later one to go on with.
 
-`FOLDER/session-N/session.json` says what a session was; `kv-R-HASH.parked` beside it is the KV of rank R of the
-verifiers, all positions but the last one, under a hash of its tokens. The first is written last, in one go: so a folder
-holds the session as it was or as it is, whenever a run ends.
+`FOLDER/session-N/session.json` says what a session was, with a CRC-32C of that; `kv-R-HASH.parked` beside it is the KV
+of rank R of the verifiers, all positions but the last one, under a hash of its tokens. The first is written last, in
+one go: so a folder holds the session as it was or as it is, whenever a run ends.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import Annotated
 
 import msgspec
 
+from paceline.tiers.checksum import crc32c
+
 __all__ = ["ParkedSession", "ParkingError", "kv_file", "note_of", "parked_folders", "read_parked", "session_folder",
            "write_parked"]  # fmt: skip
 
-_VERSION = 1
+_VERSION = 2
 _FILE = "session.json"
 _PREFIX = "session-"
 
@@ -41,9 +43,20 @@ class ParkedSession(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     finish_reason: str
     ranks: Annotated[int, msgspec.Meta(ge=1)]
     """Of the verifiers that parked KV."""
-    sampling: dict[str, float] = {}
+    sampling: dict[str, Annotated[float, msgspec.Meta(ge=0, le=1e9)]] = {}
     """How its tokens were drawn, by option."""
-    version: int = _VERSION
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What stands in `session.json`: `crc32c` is that of the bytes of `session`."""
+
+    version: int
+    crc32c: int
+    session: msgspec.Raw
+
+
+class _Version(msgspec.Struct, frozen=True):
+    version: int
 
 
 def session_folder(folder: Path, number: int) -> Path:
@@ -67,7 +80,7 @@ def write_parked(folder: Path, session: ParkedSession) -> None:
     temporary = home / f".{_FILE}.{os.getpid()}"
     try:
         with temporary.open("wb") as file:
-            file.write(msgspec.json.encode(session))
+            file.write(_encoded(session))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(home / _FILE)
@@ -96,13 +109,26 @@ def read_parked(folder: Path) -> list[tuple[Path, ParkedSession]]:
     return sorted(found, key=lambda pair: pair[1].number)
 
 
+def _encoded(session: ParkedSession) -> bytes:
+    body = msgspec.json.encode(session)
+    return msgspec.json.encode(_File(_VERSION, crc32c(body), msgspec.Raw(body)))
+
+
 def _decoded(file: Path) -> ParkedSession:
     try:
-        session = msgspec.json.decode(file.read_bytes(), type=ParkedSession)
-    except msgspec.MsgspecError as error:
+        data = file.read_bytes()
+        # The version first: another one may have other fields.
+        version = msgspec.json.decode(data, type=_Version).version
+        if version != _VERSION:
+            raise ParkingError(f"{file}: of version {version}, not {_VERSION}; remove {file.parent}")
+        found = msgspec.json.decode(data, type=_File)
+        if crc32c(bytes(found.session)) != found.crc32c:
+            raise ParkingError(f"{file}: is damaged, its CRC-32C is wrong; remove {file.parent}")
+        session = msgspec.json.decode(found.session, type=ParkedSession)
+        if session.seed >= 1 << 64:
+            raise ParkingError(f"{file}: its seed has more than 64 bits; remove {file.parent}")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ParkingError(f"{file}: can't be read ({error}); remove {file.parent}") from error
-    if session.version != _VERSION:
-        raise ParkingError(f"{file}: of version {session.version}, not {_VERSION}; remove {file.parent}")
     if file.parent != session_folder(file.parent.parent, session.number):
         raise ParkingError(f"{file}: is that of session {session.number}; give its folder the name it had")
     return session

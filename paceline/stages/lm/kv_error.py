@@ -17,8 +17,8 @@ class KVError(RuntimeError):
 
 
 class SequenceError(RuntimeError):
-    """A sequence can't go on; it is to be closed. All others are as they were before the forward, or can be truncated to
-    that and forwarded again."""
+    """A sequence can't go on; it is to be closed. All others are as they were before the forward, or can be truncated
+    to that and forwarded again."""
 
     def __init__(self, sequence: int, cause: BaseException) -> None:
         super().__init__(str(cause))

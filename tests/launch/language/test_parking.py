@@ -11,6 +11,7 @@ import pytest
 from paceline.launch.errors import ArgumentError
 from paceline.launch.language.parking import sampling_of
 from paceline.runtime.language.parked import ParkedSession, session_folder
+from paceline.tiers.checksum import crc32c
 from tests.harness import ROOT
 from tests.launch.language.runs import command
 from tests.launch.language.test_generate import PROMPTS, reference
@@ -83,7 +84,10 @@ def test_what_can_not_be_parked_or_taken_up(models: list[str], pair: tuple[Path,
 def parked(folder: Path, **values: Any) -> None:
     session_folder(folder, 0).mkdir(exist_ok=True)
     found = {"number": 0, "seed": 1, "tokens": [5, 6], "finish_reason": "length", "ranks": 1, **values}
-    (session_folder(folder, 0) / "session.json").write_text(json.dumps(found))
+    version = found.pop("version", 2)
+    text = json.dumps(found, separators=(",", ":"))
+    file = session_folder(folder, 0) / "session.json"
+    file.write_text(f'{{"version":{version},"crc32c":{crc32c(text.encode())},"session":{text}}}')
 
 
 @pytest.mark.parametrize(
@@ -95,7 +99,9 @@ def parked(folder: Path, **values: Any) -> None:
         ({"tokens": []}, "length >= 1"),
         ({"seed": -1}, "Expected `int` >= 0"),
         ({"number": 1}, "is that of session 1; give its folder the name it had"),
-        ({"version": 7}, "of version 7, not 1"),
+        ({"version": 7}, "of version 7, not 2"),
+        ({"sampling": {"top_k": 1e300}}, "Expected `float` <="),
+        ({"seed": 2**64}, "more than 64 bits"),
         ({"more": 1}, "unknown field `more`"),
     ],
 )
@@ -106,6 +112,14 @@ def test_what_session_files_may_say(models: list[str], tmp_path: Path, values: d
     # Whatever it is, it is not overwritten.
     code, output, errors = invoke("generate", TWO, *given(models, PROMPTS[:1]), "--park", str(tmp_path))
     assert (code, output) == (2, "") and "holds session-0 already" in errors
+
+
+def test_a_flipped_bit_of_a_session_file_is_found(models: list[str], tmp_path: Path) -> None:
+    parked(tmp_path, seed=12345)
+    file = session_folder(tmp_path, 0) / "session.json"
+    file.write_bytes(file.read_bytes().replace(b"12345", b"12344"))
+    code, output, errors = invoke("generate", TWO, *given(models), "--resume", str(tmp_path))
+    assert (code, output) == (2, "") and "is damaged, its CRC-32C is wrong; remove" in errors
 
 
 def test_a_resumed_session_is_drawn_as_it_was() -> None:
