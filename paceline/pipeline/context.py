@@ -10,6 +10,7 @@ every frame goes wherever a pass may come to recall it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -153,9 +154,26 @@ class Context:
         newest = frame - self.reach - 1
         return self._reads(frame, step, (newest,) if self.recall and newest >= self.sinks else ())
 
+    def fresh(self, frame: int, step: int) -> tuple[Read, ...]:
+        """Those of `arrivals` that can be the first of their frame and level for `step`, oldest frame first.
+
+        From `steps` + 1 frames back on a level no longer changes with the distance (`level_read`), and a frame that is
+        read at all there was read by the frame before this one, at the same level. So a window of any length brings
+        nothing new beyond, but what leaves it and may be recalled from now on."""
+        oldest = max(frame - self.steps - 2, 0)
+        frames = [other for other in range(oldest, frame) if other >= frame - self.window or other < self.sinks]
+        newest = frame - self.reach - 1
+        if self.recall and newest >= self.sinks and newest not in frames:
+            frames = sorted([newest, *frames])
+        return self._levels(frames, frame, step)
+
     def _reads(self, frame: int, step: int, recalled: tuple[int, ...]) -> tuple[Read, ...]:
         oldest = max(frame - self.window, 0)
         frames = [*range(min(self.sinks, oldest)), *recalled, *range(oldest, frame)]
+        return self._levels(frames, frame, step)
+
+    def _levels(self, frames: Sequence[int], frame: int, step: int) -> tuple[Read, ...]:
+        """Frames with the levels at which pass (frame, step) reads them."""
         reads = [Read(other, self.level(other, step, frame - other)) for other in frames]
         if self.mode is ContextMode.matched:
             # Its group has no KV of a frame that skipped this step, and no other group's KV travels.
@@ -199,7 +217,10 @@ class Context:
 @cache
 def _last_distance(mode: ContextMode, steps: int, step: int, level: int, first: int, probe: int) -> int:
     """The largest distance up to `probe` at which `step` reads `level` of a frame that began at step `first`, or 0."""
-    for distance in range(probe, 0, -1):
+    if probe > 0 and max(level_read(mode, steps, step, probe), first) == level:
+        return probe
+    # Beyond `steps` + 1 frames the level is the same at all distances.
+    for distance in range(min(probe - 1, steps + 1), 0, -1):
         if max(level_read(mode, steps, step, distance), first) == level:
             return distance
     return 0

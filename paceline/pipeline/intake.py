@@ -36,6 +36,8 @@ class Intake:
     deferred: list[Read] = field(init=False, default_factory=list)
     """KV that skipped passes would have read and that was not yet computed then"""
 
+    _most_held: int = 64
+
     def __post_init__(self) -> None:
         self.steps = self.topology.stage_steps(self.stage)
         for index, edge in enumerate(self.topology.edges):
@@ -87,11 +89,14 @@ class Intake:
         """KV of other stages that this pass is the first one to read here."""
         reads = [
             read
-            for read in self.context.arrivals(row.frame, row.step)
+            for read in self.context.fresh(row.frame, row.step)
             if read.level in self.edges and read.frame >= self.context.prompt and self._unheld(read)
         ]
-        oldest = row.frame - self.context.reach - self.context.steps - 1
-        self.held = {entry for entry in self.held if entry[0] >= oldest or entry[0] < self.context.sinks}
+        # Now and then: what is older is never asked for again, and to look through it costs more than to keep it.
+        if len(self.held) > self._most_held:
+            oldest = row.frame - self.context.reach - self.context.steps - 1
+            self.held = {entry for entry in self.held if entry[0] >= oldest}
+            self._most_held = 2 * len(self.held) + 64
         return reads
 
     def _unheld(self, read: Read) -> bool:

@@ -10,9 +10,10 @@ Marked directed graphs, JCSS 1971). Ranks add nothing to it: a rank picks only u
 one. Delays, placement and dispatch order are thus of no consequence, and neither is the number of sessions, which share
 no token.
 
-The game is played until its state, seen relative to the oldest frame, repeats at a time when neither the prompt nor the
-end of the session is in reach of a pass; from there on it repeats for ever. Sessions of other lengths have a subset of
-these units and of their waits.
+So a proof needs one session, and one period of it, and `reduced.py` says which smaller topologies stand for a large
+one. The game is played until its state, seen relative to the oldest frame, repeats at a time when neither the prompt nor
+the end of the session is in reach of a pass; from there on it repeats for ever. Sessions of other lengths have a subset
+of these units and of their waits.
 
 Skipped steps (`fewer_steps`) change the net with every decision; there the game is played to its end under each
 constant decision and under random ones, which is a test and not a proof.
@@ -28,6 +29,7 @@ from typing import Literal
 from paceline.pipeline.context import Context
 from paceline.pipeline.game import Game
 from paceline.pipeline.program import ModelShape, Unit
+from paceline.pipeline.reduced import is_live_chain, with_few_credits, with_short_context
 from paceline.pipeline.sizes import format_size
 from paceline.pipeline.topology import LatePolicy, Topology
 
@@ -102,10 +104,15 @@ class Verdict:
 
 def check_liveness(topology: Topology, shape: ModelShape) -> Deadlock | None:
     """None where no run of the topology can deadlock (see the module for what that rests on), else how it does."""
+    if is_live_chain(topology):
+        return None
+    topology = with_short_context(topology)
     decisions: list[dict[int, int]] = [{}]
     if topology.on_late is LatePolicy.fewer_steps and topology.workload == "world":
         decisions += _decisions(topology)
     for first_steps in decisions:
+        if explore(with_few_credits(topology), shape, first_steps).live:
+            continue
         verdict = explore(topology, shape, first_steps)
         if not verdict.live:
             waits, closed = _cycle(verdict.game)

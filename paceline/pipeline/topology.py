@@ -141,11 +141,11 @@ class ContextSpec(Frozen):
     that are recalled by pose."""
 
     mode: ContextMode = ContextMode.clean
-    window: int = Field(8, ge=1)
-    sinks: int = Field(1, ge=0)
+    window: int = Field(8, ge=1, le=4096)
+    sinks: int = Field(1, ge=0, le=4096)
     recall: int = Field(0, ge=0, le=64)
     """Older frames that are read beside these: those that show most of what they do not show of the view."""
-    prompt: int = Field(4, ge=1)
+    prompt: int = Field(4, ge=1, le=4096)
     """True frames that a session starts from."""
 
 
@@ -192,9 +192,9 @@ class Topology(Frozen):
     model: ModelSpec = ModelSpec()
     context: ContextSpec = ContextSpec()
     speculation: SpeculationSpec = SpeculationSpec()
-    groups: dict[Name, GroupSpec] = Field(min_length=1)
-    stages: dict[Name, StageSpec] = Field(min_length=1)
-    edges: tuple[EdgeSpec, ...] = ()
+    groups: dict[Name, GroupSpec] = Field(min_length=1, max_length=2048)
+    stages: dict[Name, StageSpec] = Field(min_length=1, max_length=2048)
+    edges: Annotated[tuple[EdgeSpec, ...], Field(max_length=8192)] = ()
     tiers: dict[Name, TierSpec] = Field({})
     """By group."""
     deadline_ms: float | None = Field(None, gt=0)

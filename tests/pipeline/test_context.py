@@ -155,6 +155,20 @@ def test_arrivals_bring_all_that_any_session_recalls(context: Context, random: R
                 assert walk.last_reader(read.frame, read.level, step) >= frame
 
 
+@given(contexts(most_recalled=3))
+def test_nothing_comes_first_that_is_not_fresh(context: Context) -> None:
+    for step in range(context.steps + 1):
+        came: set[Read] = set()
+        for frame in range(context.prompt, context.end):
+            arrivals = [read for read in context.arrivals(frame, step) if read.frame >= context.prompt]
+            fresh = [read for read in context.fresh(frame, step) if read.frame >= context.prompt]
+            assert [read for read in arrivals if read not in came] == [read for read in fresh if read not in came]
+            assert set(fresh) <= set(arrivals)
+            assert [read.frame for read in fresh] == sorted({read.frame for read in fresh})
+            assert len(fresh) <= context.steps + 3
+            came.update(arrivals)
+
+
 def test_without_poses_nothing_is_recalled_in_silence() -> None:
     blind = Context(ContextMode.clean, 1, 2, 1, 1, 20, recall=1)
     with pytest.raises(ValueError, match="what a view shows"):
