@@ -11,9 +11,9 @@ one. Delays, placement and dispatch order are thus of no consequence, and neithe
 no token.
 
 So a proof needs one session, and one period of it, and `reduced.py` says which smaller topologies stand for a large
-one. The game is played until its state, seen relative to the oldest frame, repeats at a time when neither the prompt nor
-the end of the session is in reach of a pass; from there on it repeats for ever. Sessions of other lengths have a subset
-of these units and of their waits.
+one. The game is played until its state, seen relative to the oldest frame, repeats at a time when neither the prompt
+nor the end of the session is in reach of a pass; from there on it repeats for ever. Sessions of other lengths have a
+subset of these units and of their waits.
 
 Skipped steps (`fewer_steps`) change the net with every decision; there the game is played to its end under each
 constant decision and under random ones, which is a test and not a proof.

@@ -11,6 +11,7 @@ from paceline.pipeline.costs import Costs
 from paceline.pipeline.flow import needed_kv_edges
 from paceline.pipeline.placement import Placement
 from paceline.pipeline.program import DenoiseProgram, ModelShape, program_for
+from paceline.pipeline.reduced import with_short_context
 from paceline.pipeline.topology import ContextMode, EdgeSpec, Schedule, StageKind, Topology, Transport
 
 __all__ = ["LinkLoad", "in_mode", "kv_held_bytes", "link_loads"]
@@ -79,9 +80,11 @@ def link_loads(topology: Topology, shape: ModelShape, costs: Costs, sessions: in
 
 def _bytes_per_frame(topology: Topology, shape: ModelShape) -> Counter[int]:
     """By edge: bytes that a frame of one session gives in the steady state, as the programs count them."""
+    # Flows the same, and settles sooner.
+    brief = topology.context.model_copy(update={"prompt": 1})
+    topology = with_short_context(topology.model_copy(update={"context": brief}))
     reach = _reach(topology)
-    prompt = topology.context.prompt if topology.workload == "world" else 0
-    probe = prompt + reach
+    probe = (topology.context.prompt if topology.workload == "world" else 0) + reach
     found: Counter[int] = Counter()
     for stage in topology.stages:
         for unit in program_for(topology, shape, stage, 0, 2 * reach + 1).units():

@@ -75,6 +75,14 @@ class Placement:
             if self.rank_of(stage, session) == rank
         ]
 
+    def all_streams(self, sessions: int) -> list[list[tuple[str, int]]]:
+        """`streams` of every rank."""
+        found: list[list[tuple[str, int]]] = [[] for _ in range(self.world_size)]
+        for session in range(sessions):
+            for stage in self.topology.stages:
+                found[self.rank_of(stage, session)].append((stage, session))
+        return found
+
     def routes(self, sessions: int) -> set[tuple[int, int, int]]:
         """`(edge index, source rank, target rank)` of every way that items of sessions 0..sessions-1 take."""
         return {

@@ -20,7 +20,15 @@ from paceline.pipeline.simulation import Simulation
 from paceline.pipeline.sizes import format_size
 from paceline.pipeline.topology import ContextMode, Schedule, StageKind, Topology
 
-__all__ = ["Cell", "Plan", "RankPlan", "plan"]
+__all__ = ["MOST_SIMULATED", "Cell", "Plan", "RankPlan", "plan"]
+
+MOST_SIMULATED = 40_000
+"""Frames times sessions times stages (or edges, where there are more) of a simulation: a few seconds of it."""
+_BRIEF = 12_000
+"""What a plan simulates unless it is asked for more, as long as that leaves `_LEAST_FRAMES`."""
+_LEAST_FRAMES = 12
+_LONGEST_WINDOW = 64
+"""Longer windows change nothing of what flows (see `reduced.py`)."""
 
 _WIDE = 1 << 20
 _GAIN = 0.02
@@ -100,16 +108,26 @@ def plan(
     """Plan a valid topology.
 
     `sessions` defaults to as many as give every rank work (a pair for each lane where the schedule is mirrored),
-    `frames` of the simulation to enough for a steady state. `weights_bytes` is the size of the world model, `slots` the
-    length of the timetable.
+    `frames` of the simulation to enough for a steady state, both to less where the simulation would be long.
+    `weights_bytes` is the size of the world model, `slots` the length of the timetable. Raises `ValueError` where more
+    is asked for than `MOST_SIMULATED`.
     """
-    sessions = sessions or _lanes(topology)
-    frames = frames or 24 + len(topology.stages) + topology.context.window
+    size = max(len(topology.stages), len(topology.edges))
+    sessions = sessions or min(_lanes(topology), max(MOST_SIMULATED // (size * _LEAST_FRAMES), 1))
+    usual = 24 + len(topology.stages) + min(topology.context.window, _LONGEST_WINDOW)
+    frames = frames or max(min(usual, _BRIEF // (size * sessions)), min(usual, _LEAST_FRAMES))
+    if frames * sessions * size > MOST_SIMULATED:
+        raise ValueError(
+            f"{frames} frames of {sessions} sessions over {size} stages or edges are {frames * sessions * size} items "
+            f"to simulate, and a plan takes at most {MOST_SIMULATED}; ask for fewer frames or sessions"
+        )
     deadlock = check_liveness(topology, shape)
     simulation = paced = None
     if deadlock is None:
         simulation = simulate(topology, shape, costs, frames=frames, sessions=sessions)
-        pace_s = max(simulation.period_s, (topology.deadline_ms or 0.0) / 1000)
+        # A single frame has no period.
+        period_s = simulation.period_s if math.isfinite(simulation.period_s) else 0.0
+        pace_s = max(period_s, (topology.deadline_ms or 0.0) / 1000)
         paced = simulate(topology, shape, costs, frames=frames, sessions=sessions, pace_s=pace_s)
     modes = ContextMode if topology.workload == "world" else (topology.context.mode,)
     loads = {mode: tuple(link_loads(in_mode(topology, mode), shape, costs, sessions)) for mode in modes}
@@ -161,9 +179,9 @@ def _ranks(
     work = rank_work_s(topology, costs, sessions)
     kv = kv_held_bytes(topology, shape, sessions, frames)
     ranks = []
-    for rank in range(placement.world_size):
-        group = placement.group_of_rank(rank)
-        streams = tuple(placement.streams(rank, sessions))
+    groups = [group for group in topology.groups for _ in placement.ranks(group)]
+    for rank, (group, hosted) in enumerate(zip(groups, placement.all_streams(sessions), strict=True)):
+        streams = tuple(hosted)
         model = any(topology.stages[stage].kind is StageKind.denoise for stage, _ in streams)
         bubble = math.nan
         if simulation is not None:

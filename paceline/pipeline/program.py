@@ -8,16 +8,44 @@ long a unit lasts, so nothing here can make the output depend on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from paceline.pipeline.context import Context, slot_of
 from paceline.pipeline.intake import Intake
 from paceline.pipeline.key import Key
-from paceline.pipeline.topology import ContextMode, Schedule, StageKind, Topology
+from paceline.pipeline.topology import ContextMode, EdgeSpec, Schedule, StageKind, Topology
 from paceline.pipeline.unit import Give, ModelShape, Row, Unit, UnitKind, kv_part, kv_run
 
 __all__ = ["Give", "ModelShape", "Program", "Row", "Unit", "UnitKind", "kv_part", "program_for"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Wiring:
+    """Item edges by the stage that they lead into, and out of. Many programs are made of one topology, one after the
+    other, so the last wiring is kept."""
+
+    edges: tuple[EdgeSpec, ...]
+    inputs: Mapping[str, list[int]]
+    outputs: Mapping[str, list[int]]
+    _last: ClassVar[list[_Wiring]] = []
+
+    @classmethod
+    def of(cls, edges: tuple[EdgeSpec, ...]) -> _Wiring:
+        """The wiring of these edges."""
+        for known in cls._last:
+            if known.edges is edges:
+                return known
+        inputs: dict[str, list[int]] = {}
+        outputs: dict[str, list[int]] = {}
+        for index, edge in enumerate(edges):
+            if edge.carries == "item":
+                inputs.setdefault(edge.target, []).append(index)
+                outputs.setdefault(edge.source, []).append(index)
+        made = cls(edges, inputs, outputs)
+        cls._last[:] = [made]
+        return made
 
 
 @dataclass(slots=True)
@@ -36,9 +64,8 @@ class Program:
     """Item edges out of this stage"""
 
     def __post_init__(self) -> None:
-        items = [(index, edge) for index, edge in enumerate(self.topology.edges) if edge.carries == "item"]
-        self.inputs = [index for index, edge in items if edge.target == self.stage]
-        self.outputs = [index for index, edge in items if edge.source == self.stage]
+        wiring = _Wiring.of(self.topology.edges)
+        self.inputs, self.outputs = wiring.inputs.get(self.stage, []), wiring.outputs.get(self.stage, [])
         spec = self.topology.context
         self.context = Context.of(spec, self.topology.model.steps, self.prompt, self.end, self.shape.view)
 

@@ -98,8 +98,8 @@ class _Simulator:
         ]
         # By edge: its link between two ranks, and on one rank.
         self.links = [(costs.link(edge.via, False), costs.link(edge.via, True)) for edge in topology.edges]
-        # Events: (time, order of making, rank, what); what is an arrival, a credit, the end of a unit, or None to wake.
-        self.events: list[tuple[float, int, int, _Arrival | _Credit | _End | None]] = []
+        # Events: (time, order of making, rank, what).
+        self.events: list[tuple[float, int, int, _Event]] = []
         self.made = 0
         self.link_free: dict[tuple[int, int], float] = {}
         self.result = Simulation(
@@ -146,7 +146,7 @@ class _Simulator:
         ready = self.tokens.ready
         if self.pace_s:
             ready = lambda unit: self._due(unit) <= now and self.tokens.ready(unit)  # noqa: E731
-        streams = rank.dispatcher.pick(ready)
+        streams = rank.dispatcher.pick(ready, aside=True)
         units = [stream.unit for stream in streams if stream.unit is not None]
         if not units:
             return
@@ -180,8 +180,9 @@ class _Simulator:
             elif unit.kind is UnitKind.show:
                 self.result.shown[unit.session][unit.frame] = now
             rank.dispatcher.advance(stream)
+            rank.dispatcher.wake(unit.session)
             if self.pace_s and stream.unit is not None and stream.unit.kind is UnitKind.emit:
-                self._event(max(now, self._due(stream.unit)), rank.number, None)
+                self._event(max(now, self._due(stream.unit)), rank.number, _Wake(unit.session))
         rank.running = []
 
     def _due(self, unit: Unit) -> float:
@@ -205,16 +206,20 @@ class _Simulator:
     def _delay(self) -> float:
         return self.random.uniform(0.0, self.jitter_s) if self.jitter_s else 0.0
 
-    def _event(self, time: float, rank: int, event: _Arrival | _Credit | _End | None) -> None:
+    def _event(self, time: float, rank: int, event: _Event) -> None:
         self.made += 1
         heapq.heappush(self.events, (time, self.made, rank, event))
 
-    def _apply(self, number: int, event: _Arrival | _Credit | _End | None, now: float) -> None:
+    def _apply(self, number: int, event: _Event, now: float) -> None:
         match event:
             case _Arrival(key, nbytes):
                 self.tokens.arrive(key, nbytes)
+                self.ranks[number].dispatcher.wake(key.session)
             case _Credit(key, nbytes):
                 self.tokens.free(key, nbytes)
+                self.ranks[number].dispatcher.wake(key.session)
+            case _Wake(session):
+                self.ranks[number].dispatcher.wake(session)
             case _End(started):
                 self._end(self.ranks[number], started, now)
 
@@ -232,5 +237,13 @@ class _Credit:
 
 
 @dataclass(frozen=True, slots=True)
+class _Wake:
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
 class _End:
     started: float
+
+
+_Event = _Arrival | _Credit | _Wake | _End

@@ -45,7 +45,10 @@ def plan(
         return
     model = read_model_file(loaded)
     costs = _costs(loaded, measured)
-    made = make_plan(loaded, model.shape, costs, sessions=sessions, frames=frames, weights_bytes=model.bytes)
+    try:
+        made = make_plan(loaded, model.shape, costs, sessions=sessions, frames=frames, weights_bytes=model.bytes)
+    except ValueError as error:
+        raise ArgumentError(f"{topology}: {error}") from error
     if as_json:
         print(json.dumps(plan_json(made)))
     else:
