@@ -6,8 +6,9 @@ session stands for all, wherever its stages are placed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from paceline.pipeline.dispatch import Stream
 from paceline.pipeline.key import Key
@@ -31,6 +32,10 @@ class Game:
     layers: int
     end: int
     """One past the last frame"""
+    fired: int = 0
+    """Units that ran"""
+    item_sizes: dict[int, int] = field(default_factory=dict)
+    """By edge: the greatest common divisor of the bytes of its items so far"""
 
     @classmethod
     def start(
@@ -66,7 +71,9 @@ class Game:
             raise ValueError(f"stage {stage} has no unit left")
         for key, nbytes in self.tokens.start(unit):
             self.tokens.free(key, nbytes)
+        self.fired += 1
         for give in unit.gives:
+            self.item_sizes[give.edge] = math.gcd(self.item_sizes.get(give.edge, 0), give.nbytes)
             self.tokens.arrive(Key(give.edge, unit.session, give.position, give.part), give.nbytes)
         if unit.kind is UnitKind.receive:
             stream.program.context.begin(unit.frame, self.first_steps.get(unit.frame, 0))

@@ -29,13 +29,15 @@ from typing import Literal
 from paceline.pipeline.context import Context
 from paceline.pipeline.game import Game
 from paceline.pipeline.program import ModelShape, Unit
-from paceline.pipeline.reduced import is_live_chain, with_few_credits, with_short_context
+from paceline.pipeline.reduced import is_live_chain, with_few_credits, with_short_context, with_short_prompt
 from paceline.pipeline.sizes import format_size
 from paceline.pipeline.topology import LatePolicy, Topology
 
 __all__ = ["Deadlock", "Limits", "Verdict", "Wait", "check_liveness", "explore"]
 
 _RANDOM_DECISIONS = 8
+_MOST_UNITS = 200_000
+"""Units that the search for a fix plays: a few seconds of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Deadlock:
     cycle: tuple[Wait, ...]
     closed: bool
     fix: dict[int, Limits]
-    """By edge: the smallest limits that free it. Empty where no limit does."""
+    """By edge: the smallest limits that free it (see `_fix`). Empty where no limit does."""
     topology: Topology
 
     def __str__(self) -> str:
@@ -106,17 +108,19 @@ def check_liveness(topology: Topology, shape: ModelShape) -> Deadlock | None:
     """None where no run of the topology can deadlock (see the module for what that rests on), else how it does."""
     if is_live_chain(topology):
         return None
-    topology = with_short_context(topology)
+    whole, topology = topology, with_short_prompt(with_short_context(topology))
     decisions: list[dict[int, int]] = [{}]
     if topology.on_late is LatePolicy.fewer_steps and topology.workload == "world":
         decisions += _decisions(topology)
     for first_steps in decisions:
         if explore(with_few_credits(topology), shape, first_steps).live:
             continue
-        verdict = explore(topology, shape, first_steps)
-        if not verdict.live:
-            waits, closed = _cycle(verdict.game)
-            return Deadlock(waits, closed, _fix(topology, shape, first_steps), topology)
+        if not explore(topology, shape, first_steps).live:
+            # Once more with the whole prompt, which the frames that are named count.
+            behind = whole.context.prompt - topology.context.prompt
+            named = explore(whole, shape, {frame + behind: step for frame, step in first_steps.items()})
+            waits, closed = _cycle(named.game)
+            return Deadlock(waits, closed, _fix(topology, shape, first_steps), whole)
     return None
 
 
@@ -222,10 +226,13 @@ def _with_limits(topology: Topology, limits: dict[int, Limits]) -> Topology:
 
 def _fix(topology: Topology, shape: ModelShape, first_steps: dict[int, int]) -> dict[int, Limits]:
     """Raise the limits on the cycle, twofold each time, until it runs; then lower each again as far as it still does.
-    More credit never stops a persistent net, so the search may bisect."""
+    More credit never stops a persistent net, so the search may bisect. It ends after `_MOST_UNITS` units: where a
+    topology is so large, the limits are large enough and may not be the smallest."""
     limits: dict[int, Limits] = {}
+    played = 0
     while True:
         verdict = explore(_with_limits(topology, limits), shape, first_steps)
+        played += verdict.game.fired
         if verdict.live:
             break
         game = verdict.game
@@ -245,14 +252,19 @@ def _fix(topology: Topology, shape: ModelShape, first_steps: dict[int, int]) -> 
     for index in list(limits):
         for field in ("inflight", "bytes"):
             low, high = getattr(topology.edges[index], field), getattr(limits[index], field)
-            while low < high:
-                middle = (low + high) // 2
-                trial = {**limits, index: _replaced(limits[index], field, middle)}
-                if explore(_with_limits(topology, trial), shape, first_steps).live:
-                    high = middle
+            # A limit in bytes stands for the items that it holds.
+            step = verdict.game.item_sizes.get(index, 0) or 1 if field == "bytes" else 1
+            fewest, most = low // step, high // step
+            while fewest < most and played < _MOST_UNITS:
+                middle = (fewest + most) // 2
+                trial = {**limits, index: _replaced(limits[index], field, max(low, middle * step))}
+                tried = explore(_with_limits(topology, trial), shape, first_steps)
+                played += tried.game.fired
+                if tried.live:
+                    most = middle
                 else:
-                    low = middle + 1
-            limits[index] = _replaced(limits[index], field, high)
+                    fewest = middle + 1
+            limits[index] = _replaced(limits[index], field, max(low, most * step))
     return {
         index: limit
         for index, limit in limits.items()

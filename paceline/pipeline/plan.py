@@ -22,7 +22,7 @@ from paceline.pipeline.topology import ContextMode, Schedule, StageKind, Topolog
 
 __all__ = ["MOST_SIMULATED", "Cell", "Plan", "RankPlan", "plan"]
 
-MOST_SIMULATED = 40_000
+MOST_SIMULATED = 25_000
 """Frames times sessions times stages (or edges, where there are more) of a simulation: a few seconds of it."""
 _BRIEF = 12_000
 """What a plan simulates unless it is asked for more, as long as that leaves `_LEAST_FRAMES`."""
@@ -113,7 +113,7 @@ def plan(
     is asked for than `MOST_SIMULATED`.
     """
     size = max(len(topology.stages), len(topology.edges))
-    sessions = sessions or min(_lanes(topology), max(MOST_SIMULATED // (size * _LEAST_FRAMES), 1))
+    sessions = sessions or min(_lanes(topology), max(_BRIEF // (size * _LEAST_FRAMES), 1))
     usual = 24 + len(topology.stages) + min(topology.context.window, _LONGEST_WINDOW)
     frames = frames or max(min(usual, _BRIEF // (size * sessions)), min(usual, _LEAST_FRAMES))
     if frames * sessions * size > MOST_SIMULATED:

@@ -272,9 +272,9 @@ class DenoiseProgram(Program):
         """By last layer: the KV items that later passes elsewhere will read."""
         gives: dict[int, list[Give]] = {}
         for edge, steps in self.consumers:
-            stride = kv_run(self.topology, self.shape, edge, row.step)
             if not self.context.needed(row.frame, row.step, steps):
                 continue
+            stride = kv_run(self.topology, self.shape, edge, row.step)
             for layer in range(0, self.shape.layers, stride):
                 stop = min(layer + stride, self.shape.layers)
                 part = kv_part(row.step, layer, self.shape.layers)

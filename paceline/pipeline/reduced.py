@@ -8,6 +8,10 @@ decided within that distance, too. So all windows of `steps` + 2 frames or more 
 and `recall` are: a sink is a frame that stays after it came, and what is recalled came by distance before. A test
 compares the programs unit by unit.
 
+*The prompt.* Prompt frames are computed by every stage and travel as single items along the path of the frames. All
+stages can do so one frame after the other, and afterwards every edge is as empty as it was at the start; in a
+persistent net one execution decides. So a prompt of one frame stands for all, with the frames behind it moved up.
+
 *The credits.* More credit never stops a persistent net (see `liveness.py`): each execution under small limits is one
 under large limits as well. So where a topology with fewer items in flight is live, the given one is; where it is not,
 nothing is known, and the given one is played.
@@ -23,7 +27,7 @@ from __future__ import annotations
 from paceline.pipeline.flow import item_cycle
 from paceline.pipeline.topology import Topology
 
-__all__ = ["is_live_chain", "with_few_credits", "with_short_context"]
+__all__ = ["is_live_chain", "with_few_credits", "with_short_context", "with_short_prompt"]
 
 _FEW = 8
 """Items in flight that nearly every live topology is content with."""
@@ -35,6 +39,13 @@ def with_short_context(topology: Topology) -> Topology:
     if context.window <= least:
         return topology
     short = context.model_copy(update={"window": least, "sinks": 0, "recall": 0})
+    return topology.model_copy(update={"context": short})
+
+
+def with_short_prompt(topology: Topology) -> Topology:
+    """The topology with a prompt of one frame, and as many sinks behind the prompt as it had."""
+    context = topology.context
+    short = context.model_copy(update={"prompt": 1, "sinks": max(context.sinks - context.prompt + 1, 0)})
     return topology.model_copy(update={"context": short})
 
 
@@ -53,5 +64,7 @@ def is_live_chain(topology: Topology) -> bool:
     if topology.workload != "sleep" or any(edge.carries != "item" for edge in edges):
         return False
     sources, targets = {edge.source for edge in edges}, {edge.target for edge in edges}
+    if any(edge.source == edge.target for edge in edges):
+        return False
     one_way = len(sources) == len(targets) == len(edges) == len(topology.stages) - 1
     return one_way and not item_cycle(topology) and all(edge.bytes >= topology.item_bytes for edge in edges)

@@ -20,6 +20,8 @@ __all__ = ["UNKNOWN", "check_world_size", "validate"]
 UNKNOWN = "?"
 """Stands in for a name that could not be read; no name of a stage or group can be this."""
 
+_MOST_RANKS = 16384
+
 Check = Callable[[Topology], Iterator[Problem]]
 
 
@@ -58,6 +60,9 @@ def _groups(topology: Topology) -> Iterator[Problem]:
     for name in topology.groups if used <= set(topology.groups) else ():
         if name not in used:
             yield Problem(("groups", name), "has no stage", "place a stage on it or remove the group")
+    if topology.world_size > _MOST_RANKS:
+        wrong = f"add up to {topology.world_size} ranks"
+        yield Problem(("groups",), wrong, f"write at most {_MOST_RANKS} together")
     for name, group in topology.groups.items():
         if ":" in group.device and group.ranks > 1:
             wrong = f"puts {group.ranks} ranks on one GPU, {group.device}"
