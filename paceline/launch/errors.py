@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-__all__ = ["ArgumentError", "Interrupted", "LaunchError", "RunFailedError"]
+__all__ = ["ArgumentError", "Interrupted", "LaunchError", "RunFailedError", "SpecError"]
 
 
 class LaunchError(Exception):
@@ -25,6 +25,10 @@ class RunFailedError(LaunchError):
     def __init__(self, message: str, detail: str = "") -> None:
         super().__init__(message)
         self.detail = detail
+
+
+class SpecError(LaunchError):
+    """The file that tells workers what to run can't be read."""
 
 
 class Interrupted(LaunchError):

@@ -57,10 +57,10 @@ class Failure(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, run_dir: Path, rank: int) -> Failure | None:
-        """The account of a rank, or None where it left none."""
+        """The account of a rank, or None where it left none that can be read."""
         try:
             return msgspec.json.decode(RunDirPaths(run_dir).failure(rank).read_bytes(), type=cls)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
     def __str__(self) -> str:

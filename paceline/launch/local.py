@@ -74,6 +74,8 @@ def _supervised(
         return msgspec.msgpack.decode(run_dir.result.read_bytes(), type=RunResult)
     except FileNotFoundError:
         raise RunFailedError(f"{commands[coordinator].name} ended well but left no result; this is a bug") from None
+    except msgspec.DecodeError as error:
+        raise RunFailedError(f"{commands[coordinator].name} left a result that can't be read: {error}") from error
 
 
 def rank_name(placement: Placement, rank: int, sessions: int) -> str:

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from paceline.stages.dit_config import LAGS, DiTConfig, not_finite
+from paceline.stages.dit_config import LAGS, DiTConfig, WeightsError, not_finite
 from paceline.stages.finite import is_finite
 
 __all__ = ["Block", "DiT", "DiTConfig", "FrameCondition", "load_dit", "rotate", "save_dit"]
@@ -214,11 +214,11 @@ def save_dit(model: DiT, path: Path, extra: dict[str, str] | None = None) -> Non
 
 
 def load_dit(path: Path, device: str = "cpu") -> DiT:
-    """Read a model written by `save_dit`. Raises `FileNotFoundError`, or `ValueError` with what to do; a weight that is
-    NaN or infinite is refused."""
+    """Read a model written by `save_dit`. Raises `FileNotFoundError`, or `WeightsError` with what to do; a weight that
+    is NaN or infinite is refused."""
     model = DiT(DiTConfig.read(path))
     model.load_state_dict(load_file(str(path)))
     for name, weight in model.named_parameters():
         if not is_finite(weight):
-            raise ValueError(not_finite(path, name))
+            raise WeightsError(not_finite(path, name))
     return model.to(device).eval().requires_grad_(False)

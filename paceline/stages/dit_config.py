@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from paceline.pipeline.recall import View
 from paceline.pipeline.unit import ModelShape
 
-__all__ = ["LAGS", "DiTConfig", "check_finite", "find_weights", "not_finite"]
+__all__ = ["LAGS", "DiTConfig", "WeightsError", "check_finite", "find_weights", "not_finite"]
 
 LAGS = 256
 """Distances in frames that the time axis can tell apart."""
@@ -22,6 +22,10 @@ _ZOO = "zoo:"
 _LARGEST = 1 << 24
 """Of any number in a configuration: sizes multiply, and a plan is made before a tensor is read."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+class WeightsError(ValueError):
+    """A file holds no world model, or one that can't run. The message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ class DiTConfig:
         """The configuration in the header of a weights file, checked against the tensors that the header lists; no
         tensor is read.
 
-        Raises `FileNotFoundError`, or `ValueError` where the file holds no world model, is cut off, or holds another
+        Raises `FileNotFoundError`, or `WeightsError` where the file holds no world model, is cut off, or holds another
         model's tensors, with what to do.
         """
         if not path.is_file():
@@ -87,7 +91,7 @@ class DiTConfig:
                 found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
             config._check_tensors(found)
         except (OSError, ValueError, OverflowError, RecursionError, SafetensorError, msgspec.MsgspecError) as error:
-            raise ValueError(
+            raise WeightsError(
                 f"{path} holds no world model ({error}); give weights that zoo.world.train wrote"
             ) from error
         return config
@@ -149,8 +153,8 @@ class DiTConfig:
 
 
 def check_finite(path: Path, most_bytes: int = 256 * 2**20) -> None:
-    """Raise `ValueError` naming a tensor of a weights file that holds NaN or infinity. Files of more than `most_bytes`
-    are left to `load_dit`, which looks at every tensor that it reads."""
+    """Raise `WeightsError` naming a tensor of a weights file that holds NaN or infinity. Files of more than
+    `most_bytes` are left to `load_dit`, which looks at every tensor that it reads."""
     if path.stat().st_size > most_bytes:
         return
     import numpy as np
@@ -160,7 +164,7 @@ def check_finite(path: Path, most_bytes: int = 256 * 2**20) -> None:
             if file.get_slice(name).get_dtype() == "BF16":  # NumPy has none; `load_dit` looks at it
                 continue
             if not np.isfinite(file.get_tensor(name)).all():
-                raise ValueError(not_finite(path, name))
+                raise WeightsError(not_finite(path, name))
 
 
 def not_finite(path: Path, name: str) -> str:

@@ -82,5 +82,5 @@ def _costs(topology: Topology, measured: Path | None) -> Costs:
         return costs_from(topology, summary)
     except OSError as error:
         raise ArgumentError(f"--measured {measured}: can't be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArgumentError(f"--measured {measured}: {error}") from error

@@ -61,6 +61,8 @@ def generate_local(
             result = msgspec.msgpack.decode(run_dir.result.read_bytes(), type=LanguageResult)
         except FileNotFoundError:
             raise RunFailedError(f"{commands[home].name} ended well but left no result; this is a bug") from None
+        except msgspec.DecodeError as error:
+            raise RunFailedError(f"{commands[home].name} left a result that can't be read: {error}") from error
         if look is not None:
             look(len(spec.prompts))
         summary = summarize_language(spec, result)

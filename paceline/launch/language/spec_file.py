@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from paceline.launch.spec_file import reading_spec
 from paceline.pipeline.speculation.window import Coupling
 from paceline.pipeline.topology import Topology
 from paceline.runtime.language.parked import ParkedSession
@@ -38,19 +39,24 @@ def write_generate_spec(path: Path, spec: GenerateSpec) -> None:
 
 
 def generate_spec_of(fields: Mapping[str, Any]) -> GenerateSpec:
-    """The spec that was written."""
+    """The spec that was written. Raises `SpecError`."""
+    with reading_spec(Path("spec.json")):
+        return _spec_of(fields)
+
+
+def _spec_of(fields: Mapping[str, Any]) -> GenerateSpec:
     sampling = dict(fields["sampling"])
     sampling["coupling"] = Coupling(sampling["coupling"])
     return GenerateSpec(
         topology=Topology.model_validate_json(json.dumps(fields["topology"]), strict=True),
-        prompts=tuple(fields["prompts"]),
-        max_tokens=fields["max_tokens"],
-        seed=fields["seed"],
+        prompts=tuple(msgspec.convert(fields["prompts"], list[str])),
+        max_tokens=msgspec.convert(fields["max_tokens"], int),
+        seed=msgspec.convert(fields["seed"], int),
         sampling=SamplingParams(**sampling),
-        stop=tuple(fields["stop"]),
-        ignore_eos=fields["ignore_eos"],
-        plain=fields["plain"],
-        serial=fields["serial"],
+        stop=tuple(msgspec.convert(fields["stop"], list[str])),
+        ignore_eos=msgspec.convert(fields["ignore_eos"], bool),
+        plain=msgspec.convert(fields["plain"], bool),
+        serial=msgspec.convert(fields["serial"], bool),
         park=None if fields["park"] is None else Path(fields["park"]),
         resumed=tuple(Resumed(Path(folder), msgspec.convert(it, ParkedSession)) for folder, it in fields["resumed"]),
     )

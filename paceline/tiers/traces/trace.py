@@ -135,7 +135,7 @@ class _Reader:
                 self._take_masses(payload)
             elif kind is Kind.drop:
                 self._take_drop(payload)
-        except (struct.error, msgspec.MsgspecError) as error:
+        except (struct.error, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise TraceError(f"{self._name}: a record of {kind.name} is malformed: {error}") from error
 
     def trace(self) -> Trace:
