@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from paceline.pipeline.flow import compute_chain
@@ -23,6 +24,8 @@ class Placement:
     topology: Topology
     _first: dict[str, int] = field(init=False, repr=False, compare=False)
     _mirror: dict[str, str] = field(init=False, repr=False, compare=False)
+    _names: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    _starts: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         first, rank = {}, 0
@@ -33,6 +36,8 @@ class Placement:
         groups = list(dict.fromkeys(self.topology.stages[stage].group for stage in chain))
         opposite = dict(zip(groups, reversed(groups), strict=True))
         object.__setattr__(self, "_first", first)
+        object.__setattr__(self, "_names", tuple(first))
+        object.__setattr__(self, "_starts", tuple(first.values()))
         object.__setattr__(self, "_mirror", {stage: opposite[self.topology.stages[stage].group] for stage in chain})
 
     @property
@@ -46,9 +51,8 @@ class Placement:
 
     def group_of_rank(self, rank: int) -> str:
         """The group that a rank belongs to. Raises `ValueError` for a rank beyond the world size."""
-        for group in self.topology.groups:
-            if rank in self.ranks(group):
-                return group
+        if 0 <= rank < self.world_size:
+            return self._names[bisect_right(self._starts, rank) - 1]
         raise ValueError(f"rank {rank} is not in 0..{self.world_size - 1}, the ranks of topology {self.topology.name}")
 
     def mirrored(self, session: int) -> bool:

@@ -194,6 +194,8 @@ def test_plan_takes_measured_costs(tmp_path: Path) -> None:
         (["run", SLEEP, "--out", "/dev/null/x"], "--out /dev/null/x: Not a directory"),
         (["run", SLEEP, "--frames", "0"], "--frames"),
         (["run", SLEEP, "--sessions", "0"], "--sessions"),
+        (["run", SLEEP, "--sessions", "1000000000"], "--sessions"),
+        (["plan", SLEEP, "--sessions", "1000000000"], "a plan takes at most 25000; ask for fewer frames or sessions"),
         (["run", SLEEP, "--seed", "-1"], "--seed"),
         (["run", SLEEP, "--seed", str(2**63)], "--seed"),
         (["run", SLEEP, "--hang-timeout", "0"], "--hang-timeout"),

@@ -39,7 +39,7 @@ def run(
     context: typer.Context,
     topology: TopologyFile,
     frames: Annotated[int, typer.Option(min=1, help="Frames of each session.")] = 64,
-    sessions: Annotated[int, typer.Option(min=1, help="Sessions that run side by side.")] = 1,
+    sessions: Annotated[int, typer.Option(min=1, max=4096, help="Sessions that run side by side.")] = 1,
     seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Seed; the topology's if left out.")] = None,
     serial: Annotated[
         bool, typer.Option("--serial", help="Serial reference: one process, one item at a time.")
