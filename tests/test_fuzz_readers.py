@@ -272,7 +272,7 @@ def journal(folder: Path) -> Reader:
 
 def weights(folder: Path) -> Reader:
     path = folder / "w.safetensors"
-    small = DiTConfig(width=32, layers=1, heads=1)
+    small = DiTConfig(width=6, layers=1, heads=1, time_frequencies=(1.0,), space_frequencies=(1,))
     save_dit(random_model(small), path)
     sample = path.read_bytes()
     topology = load_topology(ROOT / "topologies" / "world-1.yaml", [f"model.weights={path}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from paceline.pipeline.context import Context
 from paceline.pipeline.liveness import check_liveness, explore
-from paceline.pipeline.program import Unit, UnitKind, program_for
-from paceline.pipeline.reduced import is_live_chain, with_few_credits, with_short_context
+from paceline.pipeline.program import Row, Unit, UnitKind, program_for
+from paceline.pipeline.reduced import is_live_chain, with_few_credits, with_short_context, with_short_prompt
 from paceline.pipeline.topology import ContextMode, Topology
 from tests.pipeline.nets import SHAPE, contiguous, sleepers, world
 from tests.pipeline.test_liveness import limited
@@ -62,6 +63,33 @@ def test_a_short_context_makes_the_same_programs(topology: Topology, frames: int
     chosen = decisions(topology, frames, wishes)
     for stage in topology.stages:
         assert units(short, stage, frames, chosen) == units(topology, stage, frames, chosen)
+
+
+def moved(units: list[Unit], by: int) -> list[tuple[object, ...]]:
+    """What units take and give, with frames moved up. The slot is an order alone, and the same one."""
+    return [
+        (
+            unit.kind, unit.frame - by, tuple(Row(row.frame - by, row.step) for row in unit.rows), unit.layers,
+            tuple(key._replace(position=key.position - by) for key in unit.takes),
+            tuple(replace(give, position=give.position - by) for give in unit.gives),
+        )
+        for unit in units
+    ]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(wide(), st.integers(1, 30), st.lists(st.integers(0, 3), max_size=30))
+def test_behind_a_short_prompt_programs_are_the_same(topology: Topology, frames: int, wishes: list[int]) -> None:
+    short, prompt = with_short_prompt(topology), topology.context.prompt
+    by = prompt - 1
+    chosen = decisions(topology, frames, wishes)
+    for stage in topology.stages:
+        whole = units(topology, stage, frames, chosen)
+        less = units(short, stage, frames, {frame - by: step for frame, step in chosen.items()})
+        # One unit for each prompt frame, at the source and in denoise stages.
+        ahead = sum(unit.frame < prompt for unit in whole)
+        assert ahead in (0, prompt)
+        assert moved(whole[ahead and by :], by) == moved(less, 0)
 
 
 @settings(max_examples=200, deadline=None)

@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from paceline.pipeline.speculation.window import Window
 from paceline.runtime.language import serial as serial_module
 from paceline.runtime.language.drafter import DraftWorker
 from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.worker import LanguageWorker
 from paceline.stages.finite import can_choose
 from paceline.stages.lm.decoder import Decoder
+from paceline.stages.lm.draft_stage import DraftStage
 from paceline.stages.lm.folder import ModelFolderError
 from tests.launch.language.pair import save_pair
 from tests.runtime.language.cluster import Cluster, language, serial, spec_of
@@ -114,15 +116,27 @@ def test_a_drafter_that_is_not_finite_changes_no_session(pair: Pair, coupling: s
     temperature = 0.0 if coupling == "greedy" else 0.8
     spec = spec_of(language(pair, **keys), PROMPTS, 20, temperature=temperature, ignore_eos=True)
 
+    judged: list[bool] = []
+
     def prepare(worker: LanguageWorker) -> None:
         if isinstance(worker, DraftWorker):
-            decoder = worker._stage._decoder  # type: ignore[union-attr]
+            stage = worker._stage
+            assert isinstance(stage, DraftStage)
+            decoder, evidence = stage._decoder, stage.evidence
+
+            def seen(window: Window) -> tuple[Tensor | None, Tensor | None]:
+                given = evidence(window)
+                judged.extend(bool(part.isnan().any()) for part in given if part is not None)
+                return given
+
+            stage.evidence = seen  # type: ignore[method-assign]
             head = decoder._run.logits
             decoder._run.logits = lambda hidden: head(hidden) * torch.nan  # type: ignore[method-assign]
 
     result = Cluster(spec, prepare).run()
     assert [text.finish_reason for text in result.sessions] == ["length"] * 3
     assert result.warnings == []
+    assert not any(judged) and bool(judged) == (coupling == "rejection")
     if coupling != "rejection":
         assert [text.token_ids for text in result.sessions] == [text.token_ids for text in serial(spec).sessions]
 
