@@ -25,7 +25,7 @@ def wide(draw: st.DrawFn) -> Topology:
     topology = world(
         contiguous(steps, draw(st.lists(st.integers(1, steps), unique=True))),
         mode=draw(st.sampled_from(ContextMode)),
-        window=draw(st.integers(1, 24)),
+        window=draw(st.integers(1, 3) | st.integers(1, 24)),
         sinks=draw(st.integers(0, 9)),
         prompt=draw(st.integers(1, 7)),
         recall=draw(st.integers(0, 3)),
