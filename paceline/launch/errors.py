@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
+from pathlib import Path
 
-__all__ = ["ArgumentError", "Interrupted", "LaunchError", "RunFailedError", "SpecError"]
+__all__ = ["ArgumentError", "Interrupted", "LaunchError", "OutputsError", "RunFailedError", "SpecError"]
 
 
 class LaunchError(Exception):
@@ -29,6 +31,14 @@ class RunFailedError(LaunchError):
 
 class SpecError(LaunchError):
     """The file that tells workers what to run can't be read."""
+
+
+class OutputsError(LaunchError):
+    """The run went well, and some of its outputs could not be written."""
+
+    def __init__(self, out: Path, lost: Sequence[str]) -> None:
+        """`lost`: what could not be written, with the reasons."""
+        super().__init__(f"outputs in {out} are not complete: " + "; ".join(lost))
 
 
 class Interrupted(LaunchError):

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-import os
+import shutil
+import tempfile
 from pathlib import Path
 
 from paceline.launch.errors import ArgumentError
 
-__all__ = ["make_writable"]
+__all__ = ["check_writable_file", "make_writable"]
 
 
-def make_writable(name: str, folder: Path) -> None:
-    """Make a folder where it is missing; `name` is what asks for it, with the path. Raises `ArgumentError` where it
-    can't be made or written."""
+def make_writable(name: str, folder: Path, need_bytes: int = 0) -> None:
+    """Make a folder where it is missing, and see that files can be written there; `name` is what asks for it, with the
+    path.
+
+    Raises `ArgumentError` where it can't be made or written, or where the disk has less than `need_bytes` left.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Permissions don't tell: of a file system that is read-only or full, and for root of any.
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0")
+            probe.flush()
+        free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise ArgumentError(f"{name}: {error.strerror}; name a folder that can be written") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ArgumentError(f"{name}: can't be written; name a folder that can")
+        raise ArgumentError(f"{name}: {error.strerror or error}; name a folder that can be written") from error
+    if free < need_bytes:
+        raise ArgumentError(
+            f"{name}: the frames take {need_bytes >> 20} MiB and the disk has {free >> 20} MiB left; make room, or ask "
+            "for fewer frames"
+        )
+
+
+def check_writable_file(name: str, file: Path) -> None:
+    """See that a file can be written, in a folder that exists; one of that name stays as it is.
+
+    Raises `ArgumentError`.
+    """
+    if file.is_dir():
+        raise ArgumentError(f"{name}: is a folder; name a file")
+    if not file.parent.is_dir():
+        raise ArgumentError(f"{name}: there is no folder {file.parent}; make it first, or name another")
+    make_writable(name, file.parent)

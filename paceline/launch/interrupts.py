@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 from paceline.launch.errors import Interrupted
 
-__all__ = ["Interrupts"]
+__all__ = ["Interrupts", "raise_on_sigterm"]
 
 
 class Interrupts:
@@ -36,3 +38,17 @@ class Interrupts:
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.first = self.first or signum
         self.count += 1
+
+
+@contextmanager
+def raise_on_sigterm() -> Iterator[None]:
+    """While active, SIGTERM raises `Interrupted`, as SIGINT raises `KeyboardInterrupt`: what is half done is undone."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -8,7 +8,7 @@ from pathlib import Path
 from paceline.launch.errors import ArgumentError
 from paceline.pipeline.context import Context
 from paceline.pipeline.topology import LatePolicy, Topology
-from paceline.runtime.journal import JournalError, decode_decision
+from paceline.runtime.journal import JournalError, read_decisions
 from paceline.runtime.result import Decision
 
 __all__ = ["check_replay", "read_journal"]
@@ -17,18 +17,12 @@ __all__ = ["check_replay", "read_journal"]
 def read_journal(path: Path) -> list[Decision]:
     """The decisions of a `journal.jsonl` that `--out` wrote. Raises `ArgumentError` naming the bad line."""
     try:
-        lines = path.read_bytes().splitlines()
+        return read_decisions(path)
     except OSError as error:
         reason = error.strerror or error
         raise ArgumentError(f"{path}: can't be read: {reason}; give the journal.jsonl of an earlier --out") from error
-    decisions = []
-    for number, line in enumerate(lines, 1):
-        try:
-            decisions.append(decode_decision(line))
-        except JournalError as error:
-            wrong = f"{path}:{number}: {error}"
-            raise ArgumentError(f"{wrong}; give the journal.jsonl of an earlier --out, unchanged") from error
-    return decisions
+    except JournalError as error:
+        raise ArgumentError(f"{error}; give the journal.jsonl of an earlier --out, unchanged") from error
 
 
 def check_replay(path: Path, decisions: Sequence[Decision], topology: Topology) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
-from paceline.launch.errors import RunFailedError
-from paceline.launch.finish import finish
-from paceline.launch.interrupts import Interrupts
+from paceline.launch.errors import LaunchError, RunFailedError
+from paceline.launch.finish import NOBODY, Audience, finish, finish_early
+from paceline.launch.interrupts import Interrupts, raise_on_sigterm
 from paceline.launch.process import WorkerCommand
 from paceline.launch.progress import ProgressRow
 from paceline.launch.run_dir import RunDir
@@ -32,7 +32,7 @@ _LOOPBACK = "127.0.0.1"
 
 def run_local(
     spec: RunSpec,
-    watch: Callable[[int], None] | None = None,
+    audience: Audience = NOBODY,
     hang_timeout_s: float = HANG_TIMEOUT_S,
     debug: bool = False,
     worker: Sequence[str] = WORKER,
@@ -40,31 +40,38 @@ def run_local(
     """Run a spec in worker processes, one per rank, or a single one for the serial reference; write what `spec.out`
     asks for and return the summary.
 
-    `watch` is called now and then with the number of frames that are done. `worker` are the arguments with which Python
-    starts a worker. Raises `RunFailedError` or `Interrupted`, and leaves no process and no file of the run behind.
+    `worker` are the arguments with which Python starts a worker. Raises `RunFailedError`, `OutputsError` or
+    `Interrupted`, and leaves no process and no file of the run behind but those in `spec.out`: there is what was done,
+    also of a run that ended early.
     """
+    if spec.out is not None:
+        spec.out.mkdir(parents=True, exist_ok=True)
     with RunDir() as run_dir:
         try:
-            result = _supervised(spec, run_dir, worker, watch, hang_timeout_s, debug)
+            result = _supervised(spec, run_dir, worker, audience, hang_timeout_s, debug)
+        except LaunchError as error:
+            with raise_on_sigterm():
+                finish_early(spec, run_dir.path, error, audience)
+            raise
         finally:
             if spec.out is not None:
                 run_dir.keep_logs(spec.out)
-        return finish(spec, result, run_dir.path)
+        with raise_on_sigterm():
+            return finish(spec, result, run_dir.path, audience)
 
 
 def _supervised(
     spec: RunSpec,
     run_dir: RunDir,
     worker: Sequence[str],
-    watch: Callable[[int], None] | None,
+    audience: Audience,
     hang_timeout_s: float,
     debug: bool,
 ) -> RunResult:
     coordinator = 0 if spec.serial else coordinator_rank(spec)
 
     def look(rows: Sequence[ProgressRow]) -> None:
-        if watch is not None:
-            watch(rows[coordinator].count)
+        audience.frames(rows[coordinator].count)
 
     with Interrupts() as interrupts, _listener() as listener:
         write_spec(run_dir.spec, spec)

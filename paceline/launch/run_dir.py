@@ -10,11 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from paceline.launch.errors import ArgumentError
+
 __all__ = ["RunDir", "RunDirPaths"]
 
 _PREFIX = "paceline-"
 # A unix socket's path holds at most 107 bytes; names inside the folder need some of them.
 _LONGEST_PARENT = 50
+# What a run without outputs needs, and some more.
+_NEEDED_BYTES = 16 << 20
+_FULL_BYTES = 64 << 10
+_REMEDY = "a run keeps its sockets and logs there; make room, or set TMPDIR to another folder"
 # Waits for a line that only an orderly end sends. End of file means that this process is gone, however it went.
 _GUARD = 'read -r done || { sleep 0.3; rm -rf -- "$1"; }'
 
@@ -45,6 +51,11 @@ class RunDirPaths:
         """Committed text of language sessions, as it comes."""
         return self.path / "stream.jsonl"
 
+    @property
+    def full(self) -> bool:
+        """Whether the disk that the folder is on takes no more."""
+        return shutil.disk_usage(self.path).free < _FULL_BYTES
+
     def log(self, rank: int) -> Path:
         """Standard output and error of a worker."""
         return self.path / f"rank-{rank}.log"
@@ -55,7 +66,8 @@ class RunDirPaths:
 
 
 class RunDir(RunDirPaths):
-    """A folder that only this user can enter (0700). Use as a context manager.
+    """A folder that only this user can enter (0700). Use as a context manager. Raises `ArgumentError` where the folder
+    for temporary files can't be written or has no room.
 
     A small shell outside this process group holds a pipe to this process and removes the folder when the process is
     killed in a way that no handler sees.
@@ -65,7 +77,13 @@ class RunDir(RunDirPaths):
         parent = Path(tempfile.gettempdir())
         if len(os.fsencode(parent)) > _LONGEST_PARENT:
             parent = Path("/tmp")
-        super().__init__(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)))
+        try:
+            super().__init__(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)))
+        except OSError as error:
+            raise ArgumentError(f"{parent}: {error.strerror or error}; {_REMEDY}") from error
+        if shutil.disk_usage(self.path).free < _NEEDED_BYTES:
+            self.path.rmdir()
+            raise ArgumentError(f"{parent}: the disk has less than {_NEEDED_BYTES >> 20} MiB left; {_REMEDY}")
         self._guard = subprocess.Popen(
             ["/bin/sh", "-c", _GUARD, "paceline-guard", str(self.path)],
             stdin=subprocess.PIPE,

@@ -9,9 +9,12 @@ Definitions (times in milliseconds):
 - `lateness_ms`: how long after its due time a frame came, 0 if in time; null without a deadline.
 - `tiers`: by group with memory tiers: `hits` by tier, which sum to `lookups` (of blocks, once for each time that
   attention reads one), bytes moved and staged, errors, stalls by cause, blocks and bytes by tier at the end.
+- `ended`: why the run ended early, in the summary of what it left; null where it came to its end.
 - `bubble`: the share of the run in which a rank computed nothing, by rank.
 - `sessions`: of each what was shown of it; `failed` says where and why it failed, and is null where it came through.
   `warnings` names those that failed. Rates, latencies and lateness are of frames that were shown.
+- `stage_ms`: median over the newest 4,096 passes of a stage. Rates, latencies and lateness are of the newest 200,000
+  frames of each session. Nothing is approximated below these numbers.
 - Percentiles are interpolated linearly between measured values (`steady.percentile`).
 """
 
@@ -51,6 +54,7 @@ def summarize(spec: RunSpec, result: RunResult) -> Summary:
         "schedule": spec.topology.schedule.value,
         "context": spec.topology.context.mode.value,
         "frames": spec.frames,
+        "ended": result.ended,
         "wall_s": _rounded(result.wall_s),
         "deadline_ms": spec.topology.deadline_ms,
         "on_late": spec.topology.on_late.value,

@@ -125,7 +125,9 @@ class Supervisor:
             time.sleep(0.01)
             ends = self._ends()
             cause = cause_of(self._blamed(ends))
-        return RunFailedError(str(cause), self._detail(cause))
+        full = cause.failure is None and self._run_dir.full
+        room = f"; the disk of the run's folder {self._run_dir.path} is full: make room, or set TMPDIR" if full else ""
+        return RunFailedError(f"{cause}{room}", self._detail(cause))
 
     def _detail(self, end: End) -> str:
         """The end of a worker's log, where it is the only trace of the cause or the user wants all of it."""

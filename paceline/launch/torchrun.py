@@ -6,14 +6,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from paceline.launch.errors import ArgumentError, RunFailedError
 from paceline.launch.failure import Failure
-from paceline.launch.finish import finish
+from paceline.launch.finish import Audience, finish, finish_early
+from paceline.launch.interrupts import raise_on_sigterm
 from paceline.launch.journal import read_journal
+from paceline.launch.local import coordinator_rank
 from paceline.launch.run_dir import RunDir
 from paceline.launch.summary import Summary
 from paceline.launch.threads import thread_environment
@@ -43,10 +45,10 @@ class Launched:
             ) from None
 
 
-def run_launched(spec: RunSpec, launched: Launched, watch: Callable[[int], None]) -> Summary | None:
+def run_launched(spec: RunSpec, launched: Launched, audience: Audience) -> Summary | None:
     """Run this process's rank; the summary on the coordinator's rank, None elsewhere.
 
-    Raises `RunFailedError`, after leaving the cause where torchrun reports it from.
+    Raises `RunFailedError`, after leaving the cause where torchrun reports it from, and `OutputsError`.
     """
     group = spec.topology.groups[Placement(spec.topology).group_of_rank(launched.rank)]
     # torchrun sets one thread; this has to come before torch is imported.
@@ -56,12 +58,18 @@ def run_launched(spec: RunSpec, launched: Launched, watch: Callable[[int], None]
     decisions = None if spec.replay is None else read_journal(spec.replay)
     with RunDir() as run_dir:
         try:
-            result = run_rank(spec, launched.rank, launched.world_size, run_dir.path, watch, decisions)
+            result = run_rank(spec, launched.rank, launched.world_size, run_dir.path, audience.frames, decisions)
         except Exception as error:
             failure = Failure.of(launched.rank, error)
             record_failure(failure)
-            raise RunFailedError(f"rank {launched.rank}: {failure}", failure.traceback) from error
-        return None if result is None else finish(spec, result, run_dir.path)
+            failed = RunFailedError(f"rank {launched.rank}: {failure}", failure.traceback)
+            if launched.rank == coordinator_rank(spec):
+                finish_early(spec, run_dir.path, failed, audience)
+            raise failed from error
+        if result is None:
+            return None
+        with raise_on_sigterm():
+            return finish(spec, result, run_dir.path, audience)
 
 
 def record_failure(failure: Failure) -> None:

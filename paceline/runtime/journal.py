@@ -1,7 +1,13 @@
-"""A line of the journal: one decision as a JSON object, and the CRC-32C of it."""
+"""The journal: the decisions of a run, a line each, written as they are taken.
+
+A line is a decision as a JSON object, with the CRC-32C of it.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -10,7 +16,7 @@ from paceline.runtime.errors import PacelineError
 from paceline.runtime.result import Decision
 from paceline.tiers.checksum import crc32c
 
-__all__ = ["JournalError", "decode_decision", "encode_decision"]
+__all__ = ["Journal", "JournalError", "decode_decision", "encode_decision", "read_decisions"]
 
 _Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -26,6 +32,52 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     value: _Natural
     crc32c: int | None = None
     """Of the decision without it; lines of earlier versions have none."""
+
+
+class Journal:
+    """A journal that is being written: each decision is with the operating system before anything is done about it.
+
+    Where the file takes no more, on a disk that is full, the run goes on; `unsaved` says so, and nothing more is
+    written, since a journal with a gap would replay another run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Make the file, in place of one of that name. Raises `OSError`."""
+        path.unlink(missing_ok=True)
+        self.unsaved: list[str] = []
+        self._path = path
+        self._lines = 0
+        self._file = path.open("xb", buffering=0)
+
+    def add(self, decision: Decision) -> None:
+        """Append a decision."""
+        if self.unsaved:
+            return
+        line, before = encode_decision(decision), self._file.tell()
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._lines += 1
+        except OSError as error:
+            # A line is there whole or not at all.
+            self._file.seek(before)
+            self._file.truncate()
+            self.unsaved.append(f"{self._path}: {error.strerror or error}; it ends after {self._lines} decisions")
+
+    def close(self) -> None:
+        """Close the file; may be called again."""
+        self._file.close()
+
+
+def read_decisions(path: Path) -> list[Decision]:
+    """The decisions of a journal. Raises `JournalError` naming the bad line, and `OSError`."""
+    decisions = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            decisions.append(decode_decision(line))
+        except JournalError as error:
+            raise JournalError(f"{path}:{number}: {error}") from error
+    return decisions
 
 
 def encode_decision(decision: Decision) -> bytes:

@@ -1,5 +1,9 @@
 """What a run leaves behind: outputs per session, when each frame was asked for and shown, who computed what when.
 
+Ranks append what grows with the run to files (`runtime/spool.py`): events and times in the run's folder, frames in the
+folder that the user asked for, decisions in either. Reports and results that travel hold none of it; whoever shows a
+run reads it back (`launch/records.py`).
+
 Times are seconds since the epoch on one clock for all ranks (`runtime/clock.py`). An `Event` counts frames as positions
 in the session, prompt included; `FrameTime` and `Decision` count generated frames.
 """
@@ -11,8 +15,12 @@ from typing import Any
 import msgspec
 
 __all__ = [
+    "EVENTS_FILE",
     "EVENTS_KEPT",
     "FRAMES_FILE",
+    "JOURNAL_FILE",
+    "TIMES_FILE",
+    "TIMES_KEPT",
     "TRUTH_FILE",
     "Decision",
     "EdgeUse",
@@ -23,13 +31,22 @@ __all__ = [
     "SessionResult",
 ]
 
+EVENTS_FILE = "events-{}.spool"
+"""Events of a rank, in the run's folder; only where the run has a folder for outputs."""
 EVENTS_KEPT = 200_000
-"""Events that each rank keeps; the oldest are dropped, so that memory does not grow with the run."""
+"""Events of a rank that are shown, the newest."""
 
-FRAMES_FILE = "frames-{}.raw"
-"""Raw bytes of all frames of a session, one after another, in the run's folder."""
-TRUTH_FILE = "truth-{}.raw"
-"""The true world's frames under the same actions."""
+TIMES_FILE = "times-{}.spool"
+"""Times of the frames of a session, in the run's folder."""
+TIMES_KEPT = 200_000
+"""Frames of a session that rates, latencies and lateness are taken from, the newest."""
+
+JOURNAL_FILE = "journal.jsonl.part"
+"""Decisions as they are taken, in the folder for outputs, else in the run's folder."""
+FRAMES_FILE = "session-{}.npy.part"
+"""Frames of a session as they are shown, in the folder for outputs; `.part` goes when the run is over."""
+TRUTH_FILE = "truth-{}.npy.part"
+"""The true world's frames under the same actions, in the folder for outputs until pictures are made of them."""
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True):
@@ -111,10 +128,7 @@ class RankReport(msgspec.Struct, frozen=True):
     """Median milliseconds of one pass (or item) of each stage."""
     peak_rss_bytes: int
     sessions: list[SessionResult]
-    """Of the sessions whose source and sink are on this rank; likewise `times` and `decisions`."""
-    times: list[FrameTime]
-    decisions: list[Decision]
-    events: list[Event]
+    """Of the sessions whose source and sink are on this rank."""
     edges: list[EdgeUse]
     kv_sha256: dict[str, str]
     """Under `session/level`: SHA-256 of all KV computed at that level, frame by frame and layer by layer (with
@@ -123,6 +137,12 @@ class RankReport(msgspec.Struct, frozen=True):
     """Seconds in which no unit was ready. What is neither busy nor waited is the runtime's own cost."""
     tiers: dict[str, Any] | None = None
     """What became of the blocks in its memory tiers, if it has any (`TierManager.statistics`)."""
+    span_s: tuple[float, float] = (0.0, 0.0)
+    """When the first action was taken here and the last frame shown; zeros where no session is on this rank."""
+    unsaved: list[str] = []
+    """Output files that could not be written to their end, with the reason."""
+    events: list[Event] = []
+    """Read back from its file."""
 
 
 class RunResult(msgspec.Struct, frozen=True):
@@ -131,6 +151,9 @@ class RunResult(msgspec.Struct, frozen=True):
     sessions: list[SessionResult]
     wall_s: float
     """From the first action to the last frame."""
-    times: list[FrameTime]
-    decisions: list[Decision]
     ranks: list[RankReport]
+    times: list[FrameTime] = []
+    """Read back from their files, as `decisions` are."""
+    decisions: list[Decision] = []
+    ended: str | None = None
+    """Why the run ended early; None where it came to its end."""

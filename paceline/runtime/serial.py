@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +17,12 @@ from paceline.pipeline.context import Context
 from paceline.pipeline.program import Row
 from paceline.pipeline.topology import ContextMode, StageKind, Topology
 from paceline.runtime.clock import now
-from paceline.runtime.report import merge, peak_rss_bytes, stage_ms
-from paceline.runtime.result import EVENTS_KEPT, Decision, Event, RankReport, RunResult
-from paceline.runtime.session import Session
+from paceline.runtime.journal import Journal
+from paceline.runtime.report import merge, peak_rss_bytes
+from paceline.runtime.result import JOURNAL_FILE, Decision, RankReport, RunResult
+from paceline.runtime.session import Session, span_of
 from paceline.runtime.spec import RunSpec
+from paceline.runtime.timeline import Timeline
 from paceline.stages.denoise import condition_of, pass_times
 from paceline.stages.dit import DiT, load_dit
 from paceline.stages.dit_config import find_weights
@@ -42,20 +43,22 @@ Watch = Callable[[int, Context, DiT], FrameTrace]
 
 
 class _Recorder:
-    """Events of the one rank."""
+    """Notes what the one rank computes."""
 
-    def __init__(self, spec: RunSpec) -> None:
+    def __init__(self, spec: RunSpec, run_dir: Path) -> None:
         self._owner = {
             step: name
             for name, stage in spec.topology.stages.items()
             if stage.kind is StageKind.denoise
             for step in spec.topology.stage_steps(name)
         }
-        self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self.timeline = Timeline(0, run_dir if spec.out is not None else None)
 
     def add(self, stage: str | None, session: int, kind: str, frame: int, step: int, start_s: float) -> None:
         name = stage if stage is not None else self._owner.get(step, next(iter(self._owner.values())))
-        self.events.append(Event(0, name, session, kind, frame, step, 0, start_s, now()))
+        end_s = now()
+        self.timeline.busy_s += end_s - start_s
+        self.timeline.note(name, session, kind, [(frame, step)], 0, start_s, end_s)
 
 
 def _wait_until(when_s: float | None) -> None:
@@ -184,8 +187,9 @@ def run_serial(
     threads = serial_threads(topology)
     torch.set_num_threads(threads)
     model = load_dit(find_weights(topology.model.weights)) if topology.workload == "world" else None
-    sessions = [Session(spec, index, run_dir, decisions) for index in range(spec.sessions)]
-    recorder = _Recorder(spec)
+    journal = Journal((spec.out or run_dir) / JOURNAL_FILE)
+    sessions = [Session(spec, index, run_dir, decisions, journal.add) for index in range(spec.sessions)]
+    recorder = _Recorder(spec, run_dir)
     digests: dict[str, str] = {}
     started = now()
     for session in sessions:
@@ -196,7 +200,9 @@ def run_serial(
             digests |= {f"{session.id}/{level}": value for level, value in levels.items()}
         session.close()
     wall = now() - started
-    events = list(recorder.events)
+    journal.close()
+    timeline = recorder.timeline
+    timeline.close()
     report = RankReport(
         rank=0,
         group="serial",
@@ -205,15 +211,14 @@ def run_serial(
         device="cpu",
         threads=threads,
         stages=list(topology.stages),
-        busy_s=sum(event.end_s - event.start_s for event in events),
+        busy_s=timeline.busy_s,
         wall_s=wall,
-        stage_ms=stage_ms(events),
+        stage_ms=timeline.passes.medians_ms(),
         peak_rss_bytes=peak_rss_bytes(),
         sessions=[session.result() for session in sessions],
-        times=[time for session in sessions for time in session.times],
-        decisions=[decision for session in sessions for decision in session.decisions],
-        events=events,
         edges=[],
         kv_sha256=digests,
+        span_s=span_of(sessions),
+        unsaved=[*journal.unsaved, *(file for session in sessions for file in session.unsaved)],
     )
     return merge([report])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -15,20 +15,33 @@ from paceline.kernels.philox import session_seed
 from paceline.pipeline.deadline import Pacer
 from paceline.pipeline.topology import LatePolicy
 from paceline.runtime.clock import now
-from paceline.runtime.result import FRAMES_FILE, TRUTH_FILE, Decision, FrameTime, SessionResult
+from paceline.runtime.frame_file import FrameFile
+from paceline.runtime.result import FRAMES_FILE, TIMES_FILE, TIMES_KEPT, TRUTH_FILE, Decision, FrameTime, SessionResult
 from paceline.runtime.spec import RunSpec
+from paceline.runtime.spool import Spool
 from paceline.stages.feed import Feed, PayloadFeed, WorldFeed
 from paceline.stages.item import Meta
 
-__all__ = ["Session"]
-
-_KEPT_TIMES = 200_000
+__all__ = ["Session", "span_of"]
 
 
 class Session:
-    """Seed, inputs, cadence and committed outputs of one session. Nothing here grows with its length but the files."""
+    """Seed, inputs, cadence and committed outputs of one session. Nothing here grows with its length but the files.
 
-    def __init__(self, spec: RunSpec, session: int, run_dir: Path, decisions: list[Decision] | None) -> None:
+    Frames and those of the true world are files in the folder for outputs, times one in the run's folder. A frame that
+    can't be written, on a disk that is full, is still shown and hashed; `unsaved` says so, and no more are written.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        session: int,
+        run_dir: Path,
+        decisions: list[Decision] | None,
+        journal: Callable[[Decision], None],
+    ) -> None:
+        """`decisions` are taken again in place of new ones; `journal` is told of each that is taken. Raises `OSError`
+        where the file of times can't be made."""
         topology = spec.topology
         self.id = session
         self.seed = session_seed(spec.seed, session)
@@ -38,16 +51,19 @@ class Session:
         self._shape: tuple[int, ...] = ()
         self._digest = hashlib.sha256()
         self._emitted: dict[int, float] = {}
-        self.times: deque[FrameTime] = deque(maxlen=_KEPT_TIMES)
-        self.decisions: list[Decision] = []
+        self.started_s = math.inf
+        self.ended_s = -math.inf
         self.shown = 0
         self.late = 0
         self.failed: str | None = None
-        self._files: dict[str, BinaryIO] = {}
-        self._run_dir = run_dir if spec.out is not None and world else None
+        self.unsaved: list[str] = []
+        self._journal = journal
+        self._times = Spool(run_dir / TIMES_FILE.format(session), TIMES_KEPT)
+        self._files: dict[str, FrameFile | None] = {}
+        self._out = spec.out if world else None
         self.feed: Feed
         if world:
-            self.feed = WorldFeed(self.seed, self.prompt, on_truth=self._write_truth if self._run_dir else None)
+            self.feed = WorldFeed(self.seed, self.prompt, on_truth=self._write_truth if self._out else None)
         else:
             self.feed = PayloadFeed(self.seed, topology.item_bytes)
         replayed = None
@@ -65,10 +81,11 @@ class Session:
             emitted_s = now()
             if self.failed is None:
                 self._emitted[index] = emitted_s
+                self.started_s = min(self.started_s, emitted_s)
             first = self.pacer.emit(index, emitted_s)
             if first:
                 meta["first_step"] = first
-                self.decisions.append(Decision(self.id, index, LatePolicy.fewer_steps.value, first))
+                self._journal(Decision(self.id, index, LatePolicy.fewer_steps.value, first))
         return tensors, meta
 
     def show(self, position: int, frame: Tensor) -> None:
@@ -84,13 +101,14 @@ class Session:
         data = array.tobytes()
         self._digest.update(data)
         self._shape = array.shape
-        if self._run_dir is not None:
-            self._file(FRAMES_FILE).write(data)
+        if self._out is not None:
+            self._save(FRAMES_FILE, array)
         shown = self.pacer.show(index, shown_s)
         self.late += shown.late_s > 0
         if shown.repeats:
-            self.decisions.append(Decision(self.id, index, LatePolicy.repeat.value, shown.repeats))
-        self.times.append(FrameTime(self.id, index, self._emitted.pop(index), shown_s, shown.due_s))
+            self._journal(Decision(self.id, index, LatePolicy.repeat.value, shown.repeats))
+        self.ended_s = shown_s
+        self._times.write(FrameTime(self.id, index, self._emitted.pop(index), shown_s, shown.due_s))
 
     def fail(self, why: str) -> None:
         """End what is shown. Its program runs on, unseen: actions are taken as ever, and what is decided with them is
@@ -105,17 +123,41 @@ class Session:
 
     def close(self) -> None:
         """Close the files."""
+        self._times.close()
         for file in self._files.values():
-            file.close()
+            if file is not None:
+                file.close()
         self._files.clear()
 
     def _write_truth(self, frame: np.ndarray) -> None:
         if self.failed is None:
-            self._file(TRUTH_FILE).write(frame.tobytes())
+            self._save(TRUTH_FILE, frame)
 
-    def _file(self, name: str) -> BinaryIO:
-        if name not in self._files:
-            if self._run_dir is None:
-                raise ValueError("this run keeps no frames")
-            self._files[name] = open(self._run_dir / name.format(self.id), "wb")  # noqa: SIM115 (closed in close)
-        return self._files[name]
+    def _save(self, name: str, frame: np.ndarray) -> None:
+        """Append to a file of frames, unless it has failed before."""
+        if self._out is None:
+            raise ValueError("this run keeps no frames")
+        path = self._out / name.format(self.id)
+        try:
+            if name not in self._files:
+                self._files[name] = FrameFile(path)
+            file = self._files[name]
+            if file is not None:
+                file.append(frame)
+        except OSError as error:
+            broken = self._files.get(name)
+            kept = 0 if broken is None else broken.frames
+            if broken is not None:
+                broken.close()
+            self._files[name] = None
+            if name == TRUTH_FILE:
+                return  # needed for the contact sheet alone, which does without
+            self.unsaved.append(f"{path}: {error.strerror or error}; it ends after {kept} frames")
+
+
+def span_of(sessions: Iterable[Session]) -> tuple[float, float]:
+    """When the first action of some sessions was taken and their last frame shown; zeros where none was shown."""
+    shown = [session for session in sessions if session.shown]
+    if not shown:
+        return 0.0, 0.0
+    return min(session.started_s for session in shown), max(session.ended_s for session in shown)

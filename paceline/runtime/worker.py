@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import msgspec
 import torch
 
 from paceline.kernels.philox import Purpose, session_seed, words
@@ -23,12 +22,14 @@ from paceline.runtime.clock import now
 from paceline.runtime.device import own_device
 from paceline.runtime.endpoint import Endpoint, Route
 from paceline.runtime.errors import PacelineError, StageError
+from paceline.runtime.journal import Journal
 from paceline.runtime.lane import Finished, Job, Lane
 from paceline.runtime.lanes import Lanes
 from paceline.runtime.rendezvous import Rendezvous
-from paceline.runtime.report import merge, merge_tiers, peak_rss_bytes, stage_ms
-from paceline.runtime.result import Decision, RankReport, RunResult
-from paceline.runtime.session import Session
+from paceline.runtime.report import merge, merge_tiers, peak_rss_bytes
+from paceline.runtime.report_exchange import ReportExchange
+from paceline.runtime.result import JOURNAL_FILE, Decision, RankReport, RunResult
+from paceline.runtime.session import Session, span_of
 from paceline.runtime.source_sink import SinkStage, SourceStage
 from paceline.runtime.spec import RunSpec
 from paceline.runtime.timeline import Timeline
@@ -42,7 +43,6 @@ from paceline.tiers.manager import TierManager
 
 __all__ = ["Worker", "run_rank"]
 
-_REPORT, _STOP = "report", "stop"
 _TELL_EVERY_S = 0.2
 _SWITCH_INTERVAL_S = 0.0005
 """How long the worker thread may keep the interpreter from the threads that deliver; Python's own 5 ms is a pass."""
@@ -61,6 +61,7 @@ class Worker:
         decisions: list[Decision] | None,
     ) -> None:
         self.spec, self.rank, self.endpoint, self._progress = spec, rank, endpoint, progress
+        self._run_dir = run_dir
         topology = self.topology = spec.topology
         self.placement = Placement(topology)
         self.group = self.placement.group_of_rank(rank)
@@ -75,7 +76,8 @@ class Worker:
         seeds = {session: session_seed(spec.seed, session) for _, session in streams}
         self.coordinator = self.placement.rank_of(self._stage_of(StageKind.source), 0)
         mine = [s for stage, s in streams if topology.stages[stage].kind is StageKind.source]
-        self.sessions = {session: Session(spec, session, run_dir, decisions) for session in mine}
+        self.journals = [Journal((spec.out or run_dir) / JOURNAL_FILE)] if mine else []
+        self.sessions = {s: Session(spec, s, run_dir, decisions, self.journals[0].add) for s in mine}
         self.tiers: dict[str, TierManager] = {}
         """By denoise stage; a rank's budgets are shared out among its stages, as each may have a thread of its own."""
         self.stages: dict[str, Stage] = {}
@@ -86,7 +88,7 @@ class Worker:
             self.stages[program.stage].open(program.session, program)
         batches = {name: stage.max_batch for name, stage in topology.stages.items()}
         self.dispatcher = Dispatcher(programs, batches)
-        self.timeline = Timeline(rank)
+        self.timeline = Timeline(rank, run_dir if spec.out is not None else None)
         self._told_s = 0.0
         self._jitter = topology.inject.jitter_ms / 1000
         self._lanes = Lanes(topology, self.stages, self.device, self._delay, endpoint.wake)
@@ -142,19 +144,20 @@ class Worker:
         self._lanes.close()
         for session in self.sessions.values():
             session.close()
+        for journal in self.journals:
+            journal.close()
+        self.timeline.close()
         report = self._report(now() - started)
         for manager in self.tiers.values():
             manager.close_all()
+        limit = self.topology.network.max_message
+        exchange = ReportExchange(
+            self.endpoint, self.rank, self.placement.world_size, self._run_dir, limit, self._heartbeat
+        )
         if self.rank != self.coordinator:
-            self.endpoint.control(self.coordinator, _REPORT, msgspec.msgpack.encode(report))
-            self._until(_STOP, 1)
+            exchange.give(self.coordinator, report)
             return None
-        others = self._until(_REPORT, self.placement.world_size - 1)
-        result = merge([report, *(msgspec.msgpack.decode(payload, type=RankReport) for payload in others)])
-        for rank in range(self.placement.world_size):
-            if rank != self.rank:
-                self.endpoint.control(rank, _STOP, b"")
-        return result
+        return merge([report, *exchange.gather(with_events=self.spec.out is not None)])
 
     def _wait(self, seen: int) -> None:
         start_s = now()
@@ -276,16 +279,9 @@ class Worker:
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    def _until(self, kind: str, count: int) -> list[bytes]:
-        """Wait for `count` control messages of a kind."""
-        payloads: list[bytes] = []
-        while len(payloads) < count:
-            seen = self.endpoint.version
-            payloads += [payload for _, name, payload in self.endpoint.controls() if name == kind]
-            if len(payloads) < count:
-                self.endpoint.wait(seen, _TELL_EVERY_S)
-                self._heartbeat()
-        return payloads
+    def _unsaved(self) -> Iterator[list[str]]:
+        yield from (journal.unsaved for journal in self.journals)
+        yield from (session.unsaved for session in self.sessions.values())
 
     def _report(self, wall_s: float) -> RankReport:
         digests: dict[str, str] = {}
@@ -305,16 +301,15 @@ class Worker:
             stages=sorted(self.stages),
             busy_s=self.timeline.busy_s,
             wall_s=wall_s,
-            stage_ms=stage_ms(self.timeline.events),
+            stage_ms=self.timeline.passes.medians_ms(),
             peak_rss_bytes=peak_rss_bytes(),
             sessions=[session.result() for session in sessions],
-            times=[time for session in sessions for time in session.times],
-            decisions=[decision for session in sessions for decision in session.decisions],
-            events=list(self.timeline.events),
             edges=self.endpoint.uses(),
             kv_sha256=digests,
             wait_s=self.timeline.wait_s,
             tiers=merge_tiers([manager.statistics() for manager in self.tiers.values()]) if self.tiers else None,
+            span_s=span_of(sessions),
+            unsaved=[file for lost in self._unsaved() for file in lost],
         )
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from paceline.launch.finish import Audience
 from paceline.launch.local import run_local
 from paceline.pipeline.topology import Topology
-from paceline.runtime.result import FRAMES_FILE
 from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec
 from tests.faults import damaging_worker
@@ -20,6 +21,7 @@ from tests.harness import ROOT
 from tests.launch.small_world import FRAME, save_small
 from tests.launch.test_modes import two_groups
 from tests.launch.ways import PACELINE
+from tests.stages.lockstep import frames_of
 
 WORKER = ("-m", "tests.faults.damaging_worker")
 FRAMES = 36
@@ -54,8 +56,8 @@ def on_disk(folder: Path) -> dict[str, object]:
 def reference(spec: RunSpec, folder: Path) -> tuple[list[bytes], dict[str, str]]:
     """The frames of each session and the hashes of their KV, with everything in memory."""
     folder.mkdir()
-    found = run_serial(spec, folder)
-    frames = [(folder / FRAMES_FILE.format(session)).read_bytes() for session in range(spec.sessions)]
+    found = run_serial(replace(spec, out=folder), folder)
+    frames = [frames_of(folder, session) for session in range(spec.sessions)]
     return frames, found.ranks[0].kv_sha256
 
 
@@ -169,7 +171,7 @@ def test_sessions_that_fail_before_their_first_frame(small: Path, tmp_path: Path
     topology = recalling(small, "dist", deadline_ms=20, tiers={"late": {"hbm": FRAME // 2, "block_size": 8}})
     out = tmp_path / "out"
     seen: list[int] = []
-    found = run_local(RunSpec(topology, 12, sessions=2, seed=3, out=out), seen.append)
+    found = run_local(RunSpec(topology, 12, sessions=2, seed=3, out=out), Audience(seen.append))
     for session in found["sessions"]:
         assert (session["frames"], session["late"], session["shape"]) == (0, 0, [])
         assert session["failed"].startswith("stage step1 on rank 1, at prompt frame ")

@@ -100,7 +100,7 @@ def run(spec: RunSpec, unit_ms: float = 1.2, hop_ms: float = 0.4, jitter: float 
         for session in range(spec.sessions)
     ]
     wall = max(time.shown_s for time in times)
-    return RunResult(results, wall, times, decisions, [_report(clock.events, rank, wall) for rank in range(ranks)])
+    return RunResult(results, wall, [_report(clock.events, rank, wall) for rank in range(ranks)], times, decisions)
 
 
 class _Clock:
@@ -132,7 +132,7 @@ def _report(events: Iterable[Event], rank: int, wall_s: float) -> RankReport:
     return RankReport(
         rank=rank, group=f"g{rank}", host="here", pid=1000 + rank, device="cpu", threads=1, stages=stages, busy_s=busy,
         wall_s=wall_s, stage_ms={}, peak_rss_bytes=1 << 28, sessions=[],
-        times=[], decisions=[], events=own, edges=[], kv_sha256={},
+        edges=[], kv_sha256={}, events=own,
     )  # fmt: skip
 
 

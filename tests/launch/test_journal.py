@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 from pathlib import Path
 
 import msgspec
@@ -10,7 +12,7 @@ import pytest
 from paceline.launch.errors import ArgumentError
 from paceline.launch.journal import check_replay, read_journal
 from paceline.pipeline.load import load_topology
-from paceline.runtime.journal import encode_decision
+from paceline.runtime.journal import Journal, encode_decision
 from paceline.runtime.result import Decision
 from tests.harness import ROOT
 from tests.launch.test_cli import invoke
@@ -35,6 +37,28 @@ def test_a_changed_number_is_found(tmp_path: Path) -> None:
         path.write_bytes(lines.replace(before, after))
         with pytest.raises(ArgumentError, match=r"journal.jsonl:2: is damaged, its CRC-32C is wrong"):
             read_journal(path)
+
+
+def test_a_journal_that_takes_no_more_holds_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    journal = Journal(path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150, before[1]))
+    try:
+        for decision in DECISIONS * 3:
+            journal.add(decision)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    # There is room again, but what came in between is missing.
+    journal.add(DECISIONS[0])
+    journal.close()
+    assert read_journal(path) == DECISIONS
+    (said,) = journal.unsaved
+    assert said in (
+        f"{path}: {why}; it ends after 2 decisions" for why in ("File too large", "No space left on device")
+    )
 
 
 def test_a_run_without_decisions_leaves_an_empty_journal(tmp_path: Path) -> None:

@@ -18,27 +18,32 @@ from msgspec.structs import replace
 from PIL import Image, ImageSequence
 
 from paceline.launch.journal import read_journal
-from paceline.launch.outputs import write_outputs
 from paceline.launch.outputs.aligned import aligned
 from paceline.launch.outputs.atomic import write_atomic
 from paceline.launch.outputs.style import session_letter
 from paceline.launch.outputs.timeline import passes, runs, steady, union_s
 from paceline.launch.outputs.trace import trace_json
-from paceline.runtime.result import Event, FrameTime, RunResult
+from paceline.launch.outputs.write import write_pictures, write_results
+from paceline.runtime.frame_file import FrameFile
+from paceline.runtime.journal import Journal
+from paceline.runtime.result import FRAMES_FILE, JOURNAL_FILE, Event, FrameTime, RunResult
 from paceline.runtime.spec import RunSpec
 from tests.launch.synthetic import PROMPT, chain_spec, movie, run
 
 PLOTS = ["trace.json", "gantt.png", "latency.png"]
-BOOKS = ["summary.json", "journal.jsonl"]
 Frames = npt.NDArray[np.uint8]
 
 
 def write(out: Path, spec: RunSpec, result: RunResult, frames: dict[int, Frames] | None = None) -> list[str]:
     if frames is None:
         frames = {session: movie(spec.frames, session) for session in range(spec.sessions)}
-    paths = write_outputs(out, spec, result, {"topology": spec.topology.name, "p": [1, None]}, frames, frames or None)
-    assert all(path.parent == out and path.stat().st_size >= 0 for path in paths)
-    return [path.name for path in paths]
+    summary = {"topology": spec.topology.name, "p": [1, None]}
+    told: list[str] = []
+    lost = write_pictures(
+        out, spec, result, summary, frames, frames or None, lambda name, done, total: told.append(name)
+    )
+    assert lost == []
+    return told
 
 
 def traced(spec: RunSpec, result: RunResult) -> list[dict[str, Any]]:
@@ -53,14 +58,26 @@ def traced(spec: RunSpec, result: RunResult) -> list[dict[str, Any]]:
 def test_all_files_are_written_and_no_other_is_touched(tmp_path: Path) -> None:
     spec = chain_spec(2, sessions=2, frames=12, deadline_ms=20)
     result = run(spec)
-    out = tmp_path / "deep" / "out"
-    out.mkdir(parents=True)
+    out = tmp_path / "out"
+    out.mkdir()
     (out / "notes.txt").write_text("mine")
     (out / "summary.json").write_text("of an earlier run")
+    (out / ".gantt.png.999999999.tmp").write_text("of a process that was killed")
+    journal = Journal(out / JOURNAL_FILE)
+    for decision in result.decisions:
+        journal.add(decision)
+    journal.close()
+    for session in (0, 1):
+        file = FrameFile(out / FRAMES_FILE.format(session))
+        for frame in movie(12, session):
+            file.append(frame)
+        file.close()
+    assert write_results(out, {"topology": spec.topology.name, "p": [1, None]}, [0, 1]) == []
     names = write(out, spec, result)
-    videos = [f"session-{k}.{kind}" for k in (0, 1) for kind in ("npy", "gif", "mp4")]
-    assert sorted(names) == sorted([*BOOKS, *PLOTS, "contact-sheet.png", *videos])
-    assert {path.name for path in out.iterdir()} == {*names, "notes.txt"}
+    videos = [f"session-{k}.{kind}" for k in (0, 1) for kind in ("gif", "mp4")]
+    assert sorted(names) == sorted([*PLOTS, "contact-sheet.png", *videos])
+    arrays = ["session-0.npy", "session-1.npy"]
+    assert {path.name for path in out.iterdir()} == {*names, *arrays, "summary.json", "journal.jsonl", "notes.txt"}
     assert (out / "notes.txt").read_text() == "mine"
     assert msgspec.json.decode((out / "summary.json").read_bytes()) == {"topology": "world-2", "p": [1, None]}
     assert read_journal(out / "journal.jsonl") == result.decisions != []
@@ -71,6 +88,8 @@ def test_all_files_are_written_and_no_other_is_touched(tmp_path: Path) -> None:
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
     spec = chain_spec(2, frames=8)
     result = run(spec)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
     names = write(tmp_path / "a", spec, result)
     assert write(tmp_path / "b", spec, result) == names
     for name in names:
@@ -95,8 +114,8 @@ def test_frames_of_a_wrong_type_are_refused_before_anything_is_written(tmp_path:
     spec = chain_spec(1, frames=2)
     wrong: Any = {0: np.zeros((2, 8, 8, 3), np.float32)}
     with pytest.raises(ValueError, match=r"session 0 must be uint8 \[T, H, W, 3\], not float32 \[2, 8, 8, 3\]"):
-        write(tmp_path / "out", spec, run(spec), wrong)
-    assert not (tmp_path / "out").exists()
+        write(tmp_path, spec, run(spec), wrong)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_importing_the_package_loads_no_plotting() -> None:
@@ -149,12 +168,24 @@ def test_without_ffmpeg_there_is_still_a_gif(
 
     monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", none)
     spec = chain_spec(1, frames=3)
-    names = write(tmp_path, spec, run(spec))
-    assert "session-0.gif" in names
+    write(tmp_path, spec, run(spec))
+    assert (tmp_path / "session-0.gif").exists()
     assert not (tmp_path / "session-0.mp4").exists()
     assert "session-0.mp4 was not written, see the GIF" in caplog.text
     monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: "/bin/false")
-    assert "session-0.mp4" not in write(tmp_path, spec, run(spec))
+    lost = write_pictures(tmp_path, spec, run(spec), {}, {0: movie(3, 0)}, None)
+    assert [line.partition(": VideoError: ffmpeg")[0] for line in lost] == [str(tmp_path / "session-0.mp4")]
+
+
+def test_pictures_that_fail_leave_the_others_and_are_named(tmp_path: Path) -> None:
+    spec = chain_spec(2, frames=4)
+    for name in ("gantt.png", "session-0.gif"):
+        (tmp_path / name).mkdir()
+    lost = write_pictures(tmp_path, spec, run(spec), {}, {0: movie(4, 0)}, None)
+    assert lost == [f"{tmp_path / name}: Is a directory" for name in ("gantt.png", "session-0.gif")]
+    assert (tmp_path / "trace.json").exists()
+    assert (tmp_path / "session-0.mp4").exists()
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 # -- trace -------------------------------------------------------------------------------------------------------------
@@ -302,7 +333,7 @@ def picture(path: Path) -> Frames:
 def test_the_contact_sheet_holds_generated_above_true(tmp_path: Path) -> None:
     spec = chain_spec(2, frames=30)
     made, real = movie(30, 0), movie(30, 1)
-    write_outputs(tmp_path, spec, run(spec), {}, {0: made}, {0: real})
+    write_pictures(tmp_path, spec, run(spec), {}, {0: made}, {0: real})
     sheet = picture(tmp_path / "contact-sheet.png")
 
     def place(frame: Frames) -> tuple[int, int]:
@@ -346,4 +377,4 @@ def test_a_run_without_events_or_frames_is_still_written(tmp_path: Path) -> None
     spec = chain_spec(2, frames=4)
     result = run(spec)
     bare = replace(result, times=[], ranks=[replace(report, events=[]) for report in result.ranks])
-    assert write(tmp_path, spec, bare, {}) == [*BOOKS, *PLOTS]
+    assert write(tmp_path, spec, bare, {}) == PLOTS

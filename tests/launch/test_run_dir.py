@@ -6,14 +6,19 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
+from collections import namedtuple
 from pathlib import Path
 
 import psutil
 import pytest
 
+from paceline.launch.errors import ArgumentError
 from paceline.launch.run_dir import RunDir
 from tests.launch.stand_ins import ROOT
+
+Room = namedtuple("Room", "total used free")
 
 _OWNER = """
 import sys, time
@@ -59,3 +64,19 @@ def test_a_long_temporary_folder_leaves_room_for_socket_names(tmp_path: Path, mo
     monkeypatch.setattr("tempfile.tempdir", str(long))
     with RunDir() as folder:
         assert len(str(folder.path)) < 70
+
+
+def test_a_full_disk_is_named_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setattr("tempfile.tempdir", folder)
+        monkeypatch.setattr("shutil.disk_usage", lambda path: Room(1 << 30, 1 << 30, 0))
+        with pytest.raises(ArgumentError, match=rf"{folder}: the disk has less than 16 MiB left; .* set TMPDIR"):
+            RunDir()
+        assert list(Path(folder).iterdir()) == []
+
+
+def test_a_temporary_folder_that_can_not_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Even root can't write here.
+    monkeypatch.setattr("tempfile.tempdir", "/proc/1")
+    with pytest.raises(ArgumentError, match=r"/proc/1: .* set TMPDIR"):
+        RunDir()

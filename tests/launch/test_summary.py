@@ -30,13 +30,13 @@ def result() -> RunResult:
     ranks = [
         RankReport(
             rank, f"g{rank}", "some-host", 4000 + rank, "cpu", rank + 1, [f"step{rank}"], 0.5 + rank / 4, 1.0,
-            {f"step{rank}": 10.0 + rank, "both": 1.0 + 2 * rank}, 2**20, [], [], [], [],
+            {f"step{rank}": 10.0 + rank, "both": 1.0 + 2 * rank}, 2**20, [],
             [EdgeUse(1, 0, 1, "zmq", 8, 800, 2, 200)] if rank == 0 else [], {f"{rank}/2": "ab"},
         )
         for rank in range(2)
     ]  # fmt: skip
     sessions = [SessionResult(n, 4, str(n) * 64, n, [8, 8, 3]) for n in range(2)]
-    return RunResult(sessions, 1.6, times, [Decision(0, 3, "fewer_steps", 1)], ranks)
+    return RunResult(sessions, 1.6, ranks, times, [Decision(0, 3, "fewer_steps", 1)])
 
 
 def test_numbers() -> None:

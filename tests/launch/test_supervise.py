@@ -18,6 +18,7 @@ from paceline.launch.progress import ProgressRow
 from paceline.launch.run_dir import RunDir
 from paceline.launch.supervise import Supervisor
 from tests.launch.stand_ins import commands, supervise
+from tests.launch.test_run_dir import Room
 
 
 @pytest.fixture
@@ -47,6 +48,13 @@ def test_all_end_well(run_dir: RunDir) -> None:
         programs = ["for n in range(5): progress(n); time.sleep(0.05)", "progress(7)"]
         Supervisor(commands(run_dir, programs), run_dir, interrupts, watch=watch).run()
     assert seen[-1] == [4, 7]
+
+
+def test_a_worker_that_could_not_say_why_on_a_full_disk(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "full" not in str(failure_of(run_dir, "sys.exit(3)"))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Room(1 << 30, 1 << 30, 0))
+    error = failure_of(run_dir, "sys.exit(3)")
+    assert f"did not say why; the disk of the run's folder {run_dir.path} is full: make room" in str(error)
 
 
 def test_a_stage_that_failed_is_blamed_and_not_those_who_noticed(run_dir: RunDir) -> None:

@@ -9,10 +9,13 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from paceline.kernels.philox import session_seed
 from paceline.pipeline.key import Key
 from paceline.pipeline.program import ModelShape, Program, Unit, UnitKind, program_for
 from paceline.pipeline.topology import StageKind, Topology
+from paceline.runtime.result import FRAMES_FILE, Decision
 from paceline.runtime.session import Session
 from paceline.runtime.source_sink import SinkStage, SourceStage
 from paceline.runtime.spec import RunSpec
@@ -21,6 +24,12 @@ from paceline.stages.dit import DiT
 from paceline.stages.item import Item, Meta
 from paceline.stages.relay import DecodeStage
 from paceline.tiers.manager import TierManager
+
+
+def frames_of(folder: Path, session: int) -> bytes:
+    """The frames that a session has left in a folder, one after another."""
+    path = folder / FRAMES_FILE.format(session)
+    return np.load(path).tobytes() if path.exists() and path.stat().st_size else b""
 
 
 class Lockstep:
@@ -37,12 +46,13 @@ class Lockstep:
         out: Path | None = None,
         joint: bool = False,
     ) -> None:
-        """`tiers` makes the memory tiers of a denoise stage. With `out` frames are written into `run_dir`. `joint`:
+        """`tiers` makes the memory tiers of a denoise stage. With `out` frames are written there. `joint`:
         stages serve all sessions, and units of one shape that are ready run as one forward."""
         self.spec = RunSpec(topology, frames, sessions, topology.seed, out=out, kv_hash=True)
         self.joint = joint
         self.topology = topology
-        self.sessions = {s: Session(self.spec, s, run_dir, None) for s in range(sessions)}
+        self.decisions: list[Decision] = []
+        self.sessions = {s: Session(self.spec, s, run_dir, None, self.decisions.append) for s in range(sessions)}
         config = model.config
         self.shape = ModelShape(config.layers, 0, 0, 0, config.view)
         seeds = {s: session_seed(topology.seed, s) for s in range(sessions)}

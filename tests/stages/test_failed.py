@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 
 from paceline.pipeline.topology import ContextMode, Topology
+from paceline.runtime.result import TIMES_FILE, FrameTime
 from paceline.runtime.serial import run_serial
-from paceline.runtime.session import FRAMES_FILE
 from paceline.runtime.spec import RunSpec
+from paceline.runtime.spool import read_spool
 from paceline.stages.dit import DiT
 from paceline.stages.failed import failure_in, failure_text, with_failure
 from paceline.tiers import store_file
@@ -25,7 +26,7 @@ from paceline.tiers.errors import BlockLost, TierError, TierFull
 from paceline.tiers.manager import TierManager
 from paceline.tiers.tier import Tier
 from tests.faults.tiers import Damage
-from tests.stages.lockstep import Lockstep
+from tests.stages.lockstep import Lockstep, frames_of
 from tests.stages.test_denoise import build
 from tests.stages.test_frame_tiers import SMALL, manager_for
 
@@ -86,11 +87,6 @@ class Cut:
             os.truncate(self._manager.storage.store.path, 4096)
 
 
-def frames_of(folder: Path, session: int) -> bytes:
-    path = folder / FRAMES_FILE.format(session)
-    return path.read_bytes() if path.exists() else b""
-
-
 def check_shown(played: Played, session: int, right: bytes) -> None:
     """What was shown is the beginning of what is right, and all of it where the session came through."""
     shown = played.shown[session]
@@ -98,7 +94,8 @@ def check_shown(played: Played, session: int, right: bytes) -> None:
     assert len(shown) == result.frames * FRAME_BYTES
     assert shown == right[: len(shown)], f"a frame of {session} is wrong"
     assert (result.failed is None) == (len(shown) == len(right))
-    assert [time.frame for time in played.net.sessions[session].times] == list(range(result.frames))
+    times = read_spool(played.folder / TIMES_FILE.format(session), FrameTime)
+    assert [time.frame for time in times] == list(range(result.frames))
 
 
 @pytest.mark.slow

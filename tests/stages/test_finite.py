@@ -10,12 +10,11 @@ import torch
 
 from paceline.pipeline.topology import ContextMode
 from paceline.runtime.serial import run_serial
-from paceline.runtime.session import FRAMES_FILE
 from paceline.runtime.spec import RunSpec
 from paceline.stages.dit import DiT, DiTConfig, load_dit, save_dit
 from paceline.stages.finite import is_finite
 from tests.stages.conftest import random_model
-from tests.stages.lockstep import Lockstep
+from tests.stages.lockstep import Lockstep, frames_of
 from tests.stages.test_denoise import build
 from zoo.world.environment import ACTIONS, HEADINGS, TORUS, VIEW
 
@@ -53,11 +52,6 @@ def test_the_default_configuration_is_of_the_embedded_world() -> None:
     config = DiTConfig()
     assert (config.grid_y, config.grid_x, config.torus) == (VIEW, VIEW, TORUS)
     assert (config.actions, config.headings) == (len(ACTIONS), len(HEADINGS))
-
-
-def frames_of(folder: Path, session: int) -> bytes:
-    path = folder / FRAMES_FILE.format(session)
-    return path.read_bytes() if path.exists() else b""
 
 
 @pytest.mark.parametrize("mode", list(ContextMode))

@@ -13,10 +13,11 @@ from msgspec.structs import replace
 
 from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile
-from paceline.launch.commands.run import LAUNCHED, make_folder
+from paceline.launch.commands.run import LAUNCHED
 from paceline.launch.errors import ArgumentError
 from paceline.launch.failure import Failure
 from paceline.launch.files import check_curve
+from paceline.launch.folders import make_writable
 from paceline.launch.summary import Summary
 from paceline.launch.supervise import HANG_TIMEOUT_S
 from paceline.launch.torchrun import Launched, record_failure
@@ -213,5 +214,5 @@ def _checked(
     if not serial:
         check_curve(topology)
     if out is not None:
-        make_folder(out)
+        make_writable(f"--out {out}", out)
     return lambda launched, show, hang_timeout, debug: start(spec, launched, show, hang_timeout, debug)

@@ -12,9 +12,11 @@ import typer
 from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile
 from paceline.launch.display import Display
-from paceline.launch.errors import ArgumentError, RunFailedError
+from paceline.launch.errors import ArgumentError, OutputsError, RunFailedError
 from paceline.launch.failure import Failure
 from paceline.launch.files import check_curve
+from paceline.launch.finish import Audience
+from paceline.launch.folders import make_writable
 from paceline.launch.journal import check_replay, read_journal
 from paceline.launch.local import run_local
 from paceline.launch.summary import Summary
@@ -28,7 +30,7 @@ from paceline.pipeline.problem import TopologyError
 from paceline.pipeline.topology import Schedule, Topology
 from paceline.runtime.spec import RunSpec
 
-__all__ = ["LAUNCHED", "make_folder", "run"]
+__all__ = ["LAUNCHED", "run"]
 
 LAUNCHED = object()
 """As the context's object: this process may be one rank among those that a launcher started."""
@@ -65,7 +67,7 @@ def run(
     launched = Launched.from_environment() if context.obj is LAUNCHED else None
     first = launched is None or launched.rank == 0
     try:
-        loaded = _check(topology, overrides or [], launched, serial, out, replay)
+        loaded = _check(topology, overrides or [], launched, serial, out, replay, frames, sessions)
         if not serial:
             check_world_tiers(loaded, frames, sessions)
     except (TopologyError, ArgumentError) as error:
@@ -85,19 +87,28 @@ def run(
         replay=None if replay is None else replay.resolve(),
         kv_hash=kv_hash,
     )
-    summary: Summary | None
     with Display(frames * sessions, quiet or not first) as display:
-        if launched is None:
-            summary = run_local(spec, display, hang_timeout, debug)
-        else:
-            summary = run_launched(spec, launched, display)
-    if summary is not None:
-        _print(summary, spec.out, as_json, quiet)
-        failed = _every_session_failed(summary)
-        if failed is not None:
+
+        def show(made: Summary) -> None:
+            display.clear()
+            _print(made, spec.out, as_json, quiet)
+
+        audience = Audience(display, show, display.writing)
+        summary: Summary | None
+        try:
+            if launched is None:
+                summary = run_local(spec, audience, hang_timeout, debug)
+            else:
+                summary = run_launched(spec, launched, audience)
+        except OutputsError as error:
             if launched is not None:
-                record_failure(Failure.of(launched.rank, failed))
-            raise failed
+                record_failure(Failure.of(launched.rank, error))
+            raise
+    failed = None if summary is None else _every_session_failed(summary)
+    if failed is not None:
+        if launched is not None:
+            record_failure(Failure.of(launched.rank, failed))
+        raise failed
 
 
 def _every_session_failed(summary: Summary) -> RunFailedError | None:
@@ -124,13 +135,21 @@ def _print(summary: Summary, out: Path | None, as_json: bool, quiet: bool) -> No
 
 
 def _check(
-    file: Path, overrides: list[str], launched: Launched | None, serial: bool, out: Path | None, replay: Path | None
+    file: Path,
+    overrides: list[str],
+    launched: Launched | None,
+    serial: bool,
+    out: Path | None,
+    replay: Path | None,
+    frames: int,
+    sessions: int,
 ) -> Topology:
     """The topology, once everything is known to be right that can be known before a process is started."""
     topology = load_topology(file, overrides, None if launched is None else launched.world_size)
     if topology.workload == "language":
         raise ArgumentError(f"{file} makes text; start it with `paceline generate`")
-    deadlock = check_liveness(topology, read_model_file(topology).shape)
+    shape = read_model_file(topology).shape
+    deadlock = check_liveness(topology, shape)
     if deadlock is not None:
         raise ArgumentError(f"{file}: {deadlock}")
     check_weights(topology)
@@ -141,13 +160,5 @@ def _check(
     if replay is not None:
         check_replay(replay, read_journal(replay), topology)
     if out is not None:
-        make_folder(out)
+        make_writable(f"--out {out}", out, frames * sessions * shape.frame_bytes)
     return topology
-
-
-def make_folder(out: Path) -> None:
-    """Make the folder of `--out`. Raises `ArgumentError`."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(f"--out {out}: {error.strerror}; name a folder that can be written") from error

@@ -12,6 +12,7 @@ from paceline.launch.commands.generate import read_prompts
 from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile
 from paceline.launch.errors import ArgumentError
+from paceline.launch.folders import check_writable_file
 from paceline.launch.recording import Recording
 from paceline.pipeline.load import load_topology
 
@@ -43,6 +44,7 @@ def record(
     Exit codes: 0; 1 the recording failed; 2 the topology, the model or the arguments are wrong.
     """
     loaded = load_topology(topology, overrides or [])
+    check_writable_file(f"--out {out}", out)
     seed = loaded.seed if seed is None else seed
     if loaded.workload == "world":
         if prompt or prompts:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["write_atomic", "write_bytes"]
+__all__ = ["fill", "write_atomic", "write_bytes"]
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
@@ -25,8 +25,9 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
 
 def write_bytes(path: Path, data: bytes) -> Path:
     """Write `data` to `path`, whole or not at all."""
-    return write_atomic(path, lambda temporary: _fill(temporary, data))
+    return write_atomic(path, lambda temporary: fill(temporary, data))
 
 
-def _fill(path: Path, data: bytes) -> None:
+def fill(path: Path, data: bytes) -> None:
+    """Write `data` to a file as it is."""
     path.write_bytes(data)

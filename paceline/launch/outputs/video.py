@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["GIF_FRAMES", "VideoError", "frames_per_second", "upscale", "write_gif", "write_mp4"]
+__all__ = ["GIF_FRAMES", "NoEncoderError", "VideoError", "frames_per_second", "upscale", "write_gif", "write_mp4"]
 
 Frames = npt.NDArray[np.uint8]
 
@@ -36,11 +36,16 @@ def _factor(frames: Frames) -> int:
 
 
 class VideoError(RuntimeError):
+    """A video could not be encoded."""
+
+
+class NoEncoderError(VideoError):
     """This machine can't encode video."""
 
 
 def write_mp4(path: Path, frames: Frames, fps: float) -> None:
-    """Write `frames` `[T, H, W, 3]` as H.264 in yuv420p. Raises `VideoError` where ffmpeg is missing or fails.
+    """Write `frames` `[T, H, W, 3]` as H.264 in yuv420p. Raises `NoEncoderError` where ffmpeg is missing, and
+    `VideoError` where it fails.
 
     The same frames give the same bytes: no time stamps, no tool versions, one thread.
     """
@@ -64,8 +69,10 @@ def write_mp4(path: Path, frames: Frames, fps: float) -> None:
     try:
         # A view and not `tobytes()`: the frames of a long session need not be in memory twice.
         done = subprocess.run(command, input=data.reshape(-1).data, capture_output=True, timeout=_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise VideoError(f"ffmpeg did not run: {error}") from error
+    except OSError as error:
+        raise NoEncoderError(f"ffmpeg did not run: {error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise VideoError(f"ffmpeg did not end: {error}") from error
     if done.returncode != 0:
         raise VideoError(f"ffmpeg: {done.stderr.decode(errors='replace').strip()}")
 
@@ -76,7 +83,7 @@ def _ffmpeg() -> str:
 
         return cast(str, imageio_ffmpeg.get_ffmpeg_exe())
     except (ImportError, RuntimeError) as error:
-        raise VideoError(f"imageio-ffmpeg has no ffmpeg here: {error}") from error
+        raise NoEncoderError(f"imageio-ffmpeg has no ffmpeg here: {error}") from error
 
 
 def write_gif(path: Path, frames: Frames, fps: float) -> None:

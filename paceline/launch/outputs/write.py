@@ -10,6 +10,10 @@
 | `trace.json` | Chrome trace, for https://ui.perfetto.dev |
 | `gantt.png`, `latency.png` | which group worked on which frame; cadence |
 
+While a run goes on, frames and journal grow in `session-K.npy.part` and `journal.jsonl.part`; they get their names when
+it is over, also where it was interrupted or failed. After a kill that nothing can see to, they are there under these
+names, whole up to the last frame. A run that ended early has no trace and no Gantt picture.
+
 A line of the journal is `{"session": 0, "frame": 17, "what": "fewer_steps", "value": 1}`, with a CRC-32C of itself:
 session, frame, what was decided, and its value: for `fewer_steps` the first step that the frame computed, for `repeat`
 how often the frame before it was shown again. A run without approximations leaves it empty. `paceline run --replay`
@@ -21,7 +25,10 @@ Frames are numbered from 0, the first generated one, in all files.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,83 +37,112 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.launch.outputs.aligned import aligned
-from paceline.launch.outputs.atomic import write_atomic, write_bytes
-from paceline.runtime.journal import encode_decision
-from paceline.runtime.result import Decision, RunResult
+from paceline.launch.outputs.atomic import fill, write_atomic, write_bytes
+from paceline.launch.outputs.video import NoEncoderError, frames_per_second, write_gif, write_mp4
+from paceline.runtime.result import FRAMES_FILE, JOURNAL_FILE, TRUTH_FILE, RunResult
 from paceline.runtime.spec import RunSpec
 
-__all__ = ["write_outputs"]
+__all__ = ["write_pictures", "write_results"]
 
 Frames = npt.NDArray[np.uint8]
+Watch = Callable[[str, int, int], None]
 _log = logging.getLogger(__name__)
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
-def write_outputs(
+def write_results(out: Path, summary: Mapping[str, Any], sessions: Sequence[int]) -> list[str]:
+    """Write `summary.json` into `out`, and give the journal and the frames of `sessions` their names.
+
+    Files appear whole or not at all; older ones of the same name are replaced, others are left alone. Returns what
+    could not be done, with the reasons.
+    """
+    content = msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"
+    parts = [JOURNAL_FILE, *(FRAMES_FILE.format(session) for session in sessions)]
+    steps: dict[str, Callable[[], object]] = {"summary.json": partial(write_bytes, out / "summary.json", content)}
+    for part in parts:
+        name = part.removesuffix(".part")
+        steps[name] = partial(os.replace, out / part, out / name)
+    return _tried(out, steps)
+
+
+def write_pictures(
     out: Path,
     spec: RunSpec,
     result: RunResult,
     summary: Mapping[str, Any],
     frames: Mapping[int, Frames],
     truth: Mapping[int, Frames] | None,
-) -> list[Path]:
-    """Write the files of a run into the folder `out` and return their paths in the order they were written.
+    watch: Watch = lambda name, done, total: None,
+) -> list[str]:
+    """Write trace, pictures and videos of a run into `out`. Returns what could not be written, with the reasons.
 
     `frames` and `truth` are uint8 `[T, H, W, 3]` per session: generated frames without the prompt, and those of the
-    true world under the same actions; empty and None where the workload makes no frames. The folder is made where it is
-    missing. Files appear whole or not at all; older ones of the same name are replaced, others are left alone. The
-    cheap and irreplaceable ones come first. Raises `ValueError` for frames of another shape or type, and `OSError`
-    where `out` can't be written.
+    true world under the same actions; empty and None where the workload makes no frames. `watch` is told the name of
+    each file before it is made, how many are done, and how many there are. Raises `ValueError` for frames of another
+    shape or type.
     """
     for kind, arrays in (("frames", frames), ("truth", truth or {})):
         for session, array in arrays.items():
             if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3:
                 found = f"{array.dtype} {list(array.shape)}"
                 raise ValueError(f"{kind} of session {session} must be uint8 [T, H, W, 3], not {found}")
-    out.mkdir(parents=True, exist_ok=True)
-    pictured = {session: array for session, array in sorted(frames.items()) if array.size}
-
-    written = [
-        write_bytes(out / "summary.json", msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"),
-        write_bytes(out / "journal.jsonl", _journal(result.decisions)),
-    ]
-    written += [_save(out / f"session-{session}.npy", array) for session, array in pictured.items()]
-
     # Imported here: a run without --out needs neither matplotlib nor pillow.
     from paceline.launch.outputs.gantt import write_gantt
     from paceline.launch.outputs.latency import write_latency
     from paceline.launch.outputs.sheet import write_sheet
     from paceline.launch.outputs.trace import trace_json
 
+    _remove_leftovers(out)
+    pictured = {session: array for session, array in sorted(frames.items()) if array.size}
     result = aligned(result, spec.topology.context.prompt if spec.topology.workload == "world" else 0)
-    written.append(write_bytes(out / "trace.json", trace_json(spec, result)))
-    written.append(write_atomic(out / "gantt.png", lambda path: write_gantt(path, spec, result, summary)))
-    written.append(write_atomic(out / "latency.png", lambda path: write_latency(path, spec, result)))
+    draw: dict[str, Callable[[Path], None]] = {}
+    if result.ranks:
+        draw["trace.json"] = lambda path: fill(path, trace_json(spec, result))
+        draw["gantt.png"] = lambda path: write_gantt(path, spec, result, summary)
+    if result.ranks or result.times:
+        draw["latency.png"] = lambda path: write_latency(path, spec, result)
     if pictured:
-        written.append(write_atomic(out / "contact-sheet.png", lambda path: write_sheet(path, spec, pictured, truth)))
+        draw["contact-sheet.png"] = lambda path: write_sheet(path, spec, pictured, truth)
     for session, array in pictured.items():
-        written += _videos(out, session, array, spec.topology.deadline_ms)
-    return written
+        draw |= _videos(session, array, spec.topology.deadline_ms)
+    steps = {name: partial(write_atomic, out / name, write) for name, write in draw.items()}
+    lost = _tried(out, steps, watch)
+    for ended in result.sessions:
+        (out / TRUTH_FILE.format(ended.id)).unlink(missing_ok=True)
+        if not ended.frames:
+            (out / FRAMES_FILE.format(ended.id)).unlink(missing_ok=True)
+    return lost
 
 
-def _journal(decisions: list[Decision]) -> bytes:
-    return b"".join(map(encode_decision, decisions))
+def _tried(out: Path, steps: Mapping[str, Callable[[], object]], watch: Watch | None = None) -> list[str]:
+    """Take every step, whatever becomes of those before it."""
+    lost = []
+    for done, (name, step) in enumerate(steps.items()):
+        if watch is not None:
+            watch(name, done, len(steps))
+        try:
+            step()
+        except NoEncoderError as error:
+            _log.warning("%s was not written, see the GIF: %s", name, error)
+        except OSError as error:
+            lost.append(f"{out / name}: {error.strerror or error}")
+        except Exception as error:
+            _log.debug("%s", name, exc_info=True)
+            lost.append(f"{out / name}: {type(error).__name__}: {error}")
+    return lost
 
 
-def _save(path: Path, array: Frames) -> Path:
-    def save(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # np.save would add .npy to a bare path
-            np.save(file, array, allow_pickle=False)
+def _remove_leftovers(out: Path) -> None:
+    """Remove temporary files of processes that were killed."""
+    for path in out.iterdir():
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is not None and not Path("/proc", match[1]).exists():
+            path.unlink(missing_ok=True)
 
-    return write_atomic(path, save)
 
-
-def _videos(out: Path, session: int, array: Frames, deadline_ms: float | None) -> list[Path]:
-    from paceline.launch.outputs.video import VideoError, frames_per_second, write_gif, write_mp4
-
+def _videos(session: int, array: Frames, deadline_ms: float | None) -> dict[str, Callable[[Path], None]]:
     fps = frames_per_second(deadline_ms)
-    written = [write_atomic(out / f"session-{session}.gif", lambda path: write_gif(path, array, fps))]
-    try:
-        written.append(write_atomic(out / f"session-{session}.mp4", lambda path: write_mp4(path, array, fps)))
-    except VideoError as error:
-        _log.warning("session-%d.mp4 was not written, see the GIF: %s", session, error)
-    return written
+    return {
+        f"session-{session}.gif": lambda path: write_gif(path, array, fps),
+        f"session-{session}.mp4": lambda path: write_mp4(path, array, fps),
+    }
