@@ -21,7 +21,7 @@ from paceline.pipeline.load import load_topology
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.serial import generate_serial
 from paceline.runtime.language.spec import GenerateSpec
-from paceline.stages.sampling import SamplingParams
+from paceline.stages.sampling_params import SamplingParams
 from paceline.tiers.policies import policy
 from paceline.tiers.tier import Tier
 from paceline.tiers.traces.oracle import belady, ceiling, oracle_score

@@ -15,7 +15,8 @@ from transformers import (
 )
 
 from paceline.pipeline.speculation.window import Coupling
-from paceline.stages.sampling import SamplingParams, warp
+from paceline.stages.sampling import warp
+from paceline.stages.sampling_params import GREEDY_BELOW, SamplingParams
 
 
 def _theirs(logits: torch.Tensor, context: torch.Tensor, params: SamplingParams) -> torch.Tensor:
@@ -80,14 +81,46 @@ def test_temperature_zero_is_greedy_whatever_the_coupling() -> None:
     assert SamplingParams(0.7, coupling=Coupling.rejection).effective_coupling is Coupling.rejection
 
 
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e-38, 1e-20, 9.9e-6])
+@pytest.mark.parametrize("coupling", list(Coupling))
+def test_a_temperature_below_the_bound_takes_the_likeliest_token(temperature: float, coupling: Coupling) -> None:
+    logits = torch.tensor([[-3e4, 2.0, 3e4, 2.9e4]])
+    params = SamplingParams(temperature, coupling=coupling)
+    assert params.effective_coupling is Coupling.greedy
+    assert torch.equal(warp(logits, params), logits)
+
+
+@pytest.mark.parametrize("temperature", [GREEDY_BELOW, 1.0, 1e6])
+@pytest.mark.parametrize("top_k", [0, 1, 2**31 - 1])
+@pytest.mark.parametrize("top_p", [5e-324, 1e-30, 1 - 1e-16, 1.0])
+@pytest.mark.parametrize("penalty", [1e-3, 1.0, 1e3])
+def test_the_extremes_that_are_allowed_give_a_distribution(
+    temperature: float, top_k: int, top_p: float, penalty: float
+) -> None:
+    logits = torch.tensor([[-3e4, 2.0, 3e4, 2.9e4], [0.0, 0.0, 0.0, 0.0], [-1.0, -2.0, -3.0, -4.0]])
+    rows = warp(logits, SamplingParams(temperature, top_k, top_p, penalty), [[0, 2], [1], [0, 1, 2, 3]])
+    assert not rows.isnan().any()
+    assert torch.allclose(rows.exp().sum(dim=-1), torch.ones(3), atol=1e-5)
+    if temperature == GREEDY_BELOW and penalty == 1.0:
+        assert rows[0].argmax() == 2 and rows[0, 2] == 0.0
+
+
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"temperature": 1.1e6}, "temperature"),
         ({"top_k": -1}, "top_k"),
+        ({"top_k": 2**31}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.0001}, "top_p"),
+        ({"top_p": float("nan")}, "top_p"),
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-38}, "repetition_penalty"),
+        ({"repetition_penalty": 1001.0}, "repetition_penalty"),
+        ({"repetition_penalty": float("nan")}, "repetition_penalty"),
         ({"seed": -1}, "seed"),
     ],
 )

@@ -176,7 +176,7 @@ def _checked(
     from paceline.runtime.language.spec import GenerateSpec, Resumed
     from paceline.stages.lm.folder import ModelFolderError
     from paceline.stages.lm.layer_run import even_runs
-    from paceline.stages.sampling import SamplingParams
+    from paceline.stages.sampling_params import SamplingParams
 
     drawn = sampling_of(sampling, [session for _, session in parked])
     if any(not text for text in stop):

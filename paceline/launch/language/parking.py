@@ -15,7 +15,7 @@ from paceline.stages.lm.folder import ModelFolder
 from paceline.stages.lm.identity import weights_identity
 from paceline.stages.lm.layer_run import even_runs
 from paceline.stages.lm.rank_tiers import RankTiers
-from paceline.stages.sampling import SAMPLING_DEFAULTS
+from paceline.stages.sampling_params import SAMPLING_DEFAULTS
 from paceline.tiers.errors import StoreError
 from paceline.tiers.fingerprint import Fingerprint
 from paceline.tiers.parking import parked_fingerprint

@@ -18,7 +18,7 @@ from paceline.runtime.language.spec import GenerateSpec
 from paceline.stages.lm.anatomy import kv_shape_of
 from paceline.stages.lm.folder import ModelFolder
 from paceline.stages.lm.rank_tiers import RankTiers
-from paceline.stages.sampling import SamplingParams
+from paceline.stages.sampling_params import SamplingParams
 from paceline.tiers.attention import Query
 from paceline.tiers.facts import Floats
 from paceline.tiers.manager import TierManager

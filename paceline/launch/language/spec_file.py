@@ -15,7 +15,7 @@ from paceline.pipeline.speculation.window import Coupling
 from paceline.pipeline.topology import Topology
 from paceline.runtime.language.parked import ParkedSession
 from paceline.runtime.language.spec import GenerateSpec, Resumed
-from paceline.stages.sampling import SamplingParams
+from paceline.stages.sampling_params import SamplingParams
 
 __all__ = ["generate_spec_of", "write_generate_spec"]
 

@@ -16,6 +16,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from paceline.pipeline.speculation.counters import Counters
+from paceline.pipeline.speculation.ending import ending
 from paceline.pipeline.speculation.window import Coupling, FinishReason, SpeculationError, Verdict, Window
 
 __all__ = ["Check", "Judge"]
@@ -222,13 +223,9 @@ class Judge:
     def _kept(self, new: list[int]) -> list[int]:
         """The new tokens up to the end of the session, which is noted."""
         for index, token in enumerate(new):
-            if token in self.eos:
-                self.finished = FinishReason.eos
-            elif len(self.tokens) + index + 1 >= self.limit:
-                self.finished = FinishReason.length
-            else:
-                continue
-            return new[: index + 1]
+            self.finished = ending(token, len(self.tokens) + index + 1, self.limit, self.eos)
+            if self.finished is not None:
+                return new[: index + 1]
         return new
 
     def _count(self, check: Check, judged: int, accepted: int, drafts: int, kept: int) -> None:

@@ -46,7 +46,7 @@ class HomeWorker(VerifyWorker):
     ) -> None:
         super().__init__(spec, rank, endpoint, progress, stage, eos)
         self._queue = deque(enumerate(prompts))
-        self._tokenizer = tokenizer
+        self._tokenizer, self._eos = tokenizer, eos
         self._log = TextLog(log)
         self._live: dict[int, Live] = {}
         self._evidence: dict[tuple[int, int, int], Drafted] = {}
@@ -116,7 +116,10 @@ class HomeWorker(VerifyWorker):
                 patience=spec.patience_ms / 1000, chunk=spec.chunk, drafter=self._drafter.state, now=now(),
                 forwarded=self.spec.held(session),
             )  # fmt: skip
-            self._live[session] = Live(session, prompt, limit, seed, front, self._tokenizer, self.spec.stop, self._log)
+            self._live[session] = Live(
+                session, prompt, limit, seed, front, self._tokenizer, self.spec.stop, self._log, self._eos,
+                self.spec.cut(session),
+            )  # fmt: skip
             opened = Opened(session, limit, seed, tuple(prompt))
             self._drafter.opened(opened)
             self.open(replace(opened, forwarded=self.spec.held(session)))
@@ -150,18 +153,20 @@ class HomeWorker(VerifyWorker):
         if live is None:
             return
         live.front.settled(verdict, now())
-        length = live.commit(verdict) if live.ending is None else None
+        end = live.commit(verdict) if live.ending is None else None
         self._drafter.judged(verdict)
         self._forget(verdict.session, verdict.closed)
         if verdict.finish is not None:
+            # The judge sees no text: a stop string may end the session at or before the token that ends it there.
+            live.ending = live.ending or end
             self._leave(live, verdict)
-        elif length is not None:
-            self._stop(live, FinishReason.stop, length)
+        elif end is not None:
+            self._stop(live, *end)
 
     def _leave(self, live: Live, verdict: Verdict) -> None:
         # A stop string ends the session where it was found, even if the judge came to another end meanwhile.
         reason, length = live.ending or (verdict.finish or FinishReason.cancelled, verdict.length)
-        live.finish(length)
+        reason = live.finish(reason, length, self.spec.park is not None)
         self.counters.add(live.front.counters)
         del self._live[live.session]
         self._forget(live.session, 1 << 62)

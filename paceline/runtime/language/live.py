@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from paceline.pipeline.speculation.ending import ending
 from paceline.pipeline.speculation.front import Front
 from paceline.pipeline.speculation.window import FinishReason, Verdict
 from paceline.runtime.clock import now
@@ -38,23 +39,25 @@ class Live:
 
     def __init__(
         self, session: int, prompt: Sequence[int], limit: int, seed: int, front: Front, tokenizer: Tokenizer | None,
-        stop: Sequence[str], log: TextLog,
+        stop: Sequence[str], log: TextLog, eos: Collection[int] = (), cut: bool = False,
     ) -> None:  # fmt: skip
+        """`cut` says that the prompt may end within a character, as that of a session that was parked may."""
         self.session, self.seed, self.limit, self.front = session, seed, limit, front
+        self._eos = frozenset(eos)
         self.tokens = list(prompt)
         self.prompt_tokens = len(prompt)
         self.origins: list[str] = []
         """Where each new token came from: a draft, a refill in place of one or behind the last, or a plain pass"""
         self.ending: tuple[FinishReason, int] | None = None
         """Why and at which length it was ended from here; nothing more is forwarded until the judge has heard it."""
-        self._stream = None if tokenizer is None else TextStream(tokenizer, stop, prompt)
+        self._stream = None if tokenizer is None else TextStream(tokenizer, stop, prompt, cut)
         self._log = log
         self._text: list[str] = []
         self._started_s = now()
         self._first_s = self._finished_s = 0.0
 
-    def commit(self, verdict: Verdict) -> int | None:
-        """Take the tokens of a verdict. Where a stop string is complete now: the length at which the session ends."""
+    def commit(self, verdict: Verdict) -> tuple[FinishReason, int] | None:
+        """Take the tokens of a verdict. Where the session ends with one of them: why, and at which length."""
         if verdict.tokens and not self._first_s:
             self._first_s = now()
         drafted = verdict.judged > 0 or verdict.drafted > 0
@@ -64,16 +67,26 @@ class Live:
             self.origins.append(origin)
             if self._stream is not None:
                 self._show(self._stream.push(token), origin)
-                if self._stream.stop is not None:
-                    return self.prompt_tokens + self._stream.stop.tokens
+            reason = self._reason(token)
+            if reason is not None:
+                return reason, len(self.tokens)
         return None
 
-    def finish(self, length: int) -> None:
-        """The session is over at this length."""
+    def finish(self, reason: FinishReason, length: int, parked: bool = False) -> FinishReason:
+        """The session is over at this length; returns the reason, which is a stop string where the last of the text
+        completes one. A session that is `parked` keeps an incomplete last character for the run that takes it up."""
         del self.tokens[length:], self.origins[max(0, length - self.prompt_tokens) :]
         if self._stream is not None:
-            self._show(self._stream.finish(), self.origins[-1] if self.origins else "plain")
+            cut = parked and reason is FinishReason.length
+            self._show(self._stream.finish(cut), self.origins[-1] if self.origins else "plain")
+            if reason is FinishReason.length and self._stream.stop is not None:
+                reason = FinishReason.stop
         self._finished_s = now()
+        return reason
+
+    def _reason(self, token: int) -> FinishReason | None:
+        stopped = self._stream is not None and self._stream.stop is not None
+        return ending(token, len(self.tokens), self.limit, self._eos, stopped)
 
     def _show(self, text: str, origin: str) -> None:
         self._text.append(text)

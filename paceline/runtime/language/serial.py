@@ -9,6 +9,7 @@ import torch
 
 from paceline.kernels.gumbel import DrawKey, GumbelRows, uniforms
 from paceline.kernels.philox import Purpose
+from paceline.pipeline.speculation.ending import ending
 from paceline.pipeline.speculation.window import Coupling, FinishReason
 from paceline.runtime.clock import now
 from paceline.runtime.device import own_device
@@ -88,17 +89,17 @@ def _session(
     prompt, seed = len(tokens), spec.session_seed(number)
     coupling = spec.sampling.effective_coupling
     noise = GumbelRows(models.vocab) if coupling is Coupling.gumbel else None
-    stream = TextStream(tokenizer, spec.stop, tokens)
+    stream = TextStream(tokenizer, spec.stop, tokens, spec.cut(number))
     pieces: list[str] = []
     sequence = decoder.open()
     began, first = now(), 0.0
     held = spec.held(number)
     new = tokens[held:]
-    reason = FinishReason.length
+    reason: FinishReason | None = None
     keeper = Keeper(spec, 0, "the serial worker", failures)
     if held and not keeper.take_up(decoder, sequence, number, tokens[:held]):
         reason = FinishReason.failed
-    while reason is not FinishReason.failed and len(tokens) < prompt + spec.max_tokens:
+    while reason is None:
         try:
             (logits,) = decoder.forward([(sequence, torch.tensor(new, dtype=torch.int64))], keep=[1])
         except SequenceError as error:
@@ -122,13 +123,10 @@ def _session(
         text = stream.push(token)
         pieces.append(text)
         log.write(number, text, "plain")
-        if token in models.eos:
-            reason = FinishReason.eos
-            break
-        if stream.stop is not None:
-            reason = FinishReason.stop
-            break
-    rest = stream.finish()
+        reason = ending(token, len(tokens), prompt + spec.max_tokens, models.eos, stream.stop is not None)
+    rest = stream.finish(cut=spec.park is not None and reason is FinishReason.length)
+    if reason is FinishReason.length and stream.stop is not None:
+        reason = FinishReason.stop
     pieces.append(rest)
     log.write(number, rest, "plain")
     if spec.park is not None and reason is not FinishReason.failed:

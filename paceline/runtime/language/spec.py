@@ -9,7 +9,7 @@ from paceline.kernels.philox import session_seed
 from paceline.pipeline.topology import Topology
 from paceline.runtime.language.parked import ParkedSession
 from paceline.stages.lm.tokenizer import Tokenizer
-from paceline.stages.sampling import SamplingParams
+from paceline.stages.sampling_params import SamplingParams
 
 __all__ = ["GenerateSpec", "Resumed"]
 
@@ -56,6 +56,10 @@ class GenerateSpec:
             return tokenizer.encode(prompt)
         tokens = self.resumed[session].session.tokens
         return [*tokens, *tokenizer.encode_more(prompt)]
+
+    def cut(self, session: int) -> bool:
+        """Whether the tokens that it begins with may end within a character: those of a parked session may."""
+        return bool(self.resumed) and not self.prompts[session]
 
     def number(self, session: int) -> int:
         """Its number in a folder of parked sessions, which a resumed one keeps."""

@@ -15,6 +15,8 @@ __all__ = ["ByteLevelPieces", "Pieces", "WindowPieces", "byte_of_character"]
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _HELD = 4
 """A character of UTF-8 has at most four bytes, so that more tokens than these can't all be waiting for its end."""
+_TAIL = 16
+"""Last tokens of a text that are looked at for an incomplete character: room for some that are no text among them."""
 _CONTEXT = 6
 """How much before the new tokens some decoders are shown (is a leading space the first of the text?)."""
 
@@ -40,9 +42,12 @@ def byte_of_character() -> dict[str, int]:
 class ByteLevelPieces:
     """For byte-level BPE: tokens are bytes, decoded as they come. Equal to decoding the whole, ill-formed bytes too."""
 
-    def __init__(self, name_of: Callable[[int], str | None]) -> None:
+    def __init__(self, name_of: Callable[[int], str | None], context: Sequence[int] = ()) -> None:
+        """The incomplete character at the end of `context`, if there is one, is the beginning of what comes."""
         self._name_of = name_of
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for token in context[max(0, len(context) - _TAIL) :]:
+            self.push(token)
 
     def push(self, token: int) -> str:
         """See `Pieces.push`. A token without a name (special, or padding of the embedding) is no text."""
@@ -71,11 +76,17 @@ class WindowPieces:
     are no UTF-8, replacement characters may differ in number from those of decoding the whole.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], silent: frozenset[int], context: Sequence[int]) -> None:
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], silent: frozenset[int], context: Sequence[int], cut: bool = False
+    ) -> None:
+        """With `cut` the incomplete character at the end of `context`, if there is one, is the beginning of what
+        comes."""
         self._decode, self._silent = decode, silent
-        self._groups = [_end_of(decode, [token for token in context if token not in silent])]
+        shown = [token for token in context if token not in silent]
+        begun = _incomplete(decode, shown) if cut else 0
+        self._pending = shown[len(shown) - begun :]
+        self._groups = [_end_of(decode, shown[: len(shown) - begun])]
         """Tokens that were given together, oldest first: the window may only begin where a character does."""
-        self._pending: list[int] = []
         self._before = decode(self._groups[0])
 
     def push(self, token: int) -> str:
@@ -97,6 +108,14 @@ class WindowPieces:
 
     def _text(self) -> str:
         return self._decode([token for group in (*self._groups, self._pending) for token in group])
+
+
+def _incomplete(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> int:
+    """How many of the last tokens are the beginning of a character."""
+    for count in range(min(_HELD, len(tokens) + 1)):
+        if not decode(_end_of(decode, tokens[: len(tokens) - count])).endswith(_REPLACEMENT):
+            return count
+    return 0  # bytes that are no character, and were given as such
 
 
 def _end_of(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> list[int]:

@@ -16,7 +16,8 @@ from paceline.stages.couplings import alternatives, draw
 from paceline.stages.finite import can_choose
 from paceline.stages.lm.branches import Branches
 from paceline.stages.lm.decoder import Decoder
-from paceline.stages.sampling import SamplingParams, warp
+from paceline.stages.sampling import warp
+from paceline.stages.sampling_params import SamplingParams
 
 __all__ = ["DraftStage", "DraftStep"]
 

@@ -65,6 +65,9 @@ class StopMatcher:
 class TextStream:
     """Text of the tokens that come after `context` (the prompt), up to a stop string.
 
+    `cut` says that the context may end within a character: its end is then the first that is given, once it is
+    complete.
+
     >>> stream = TextStream(tokenizer, stops=["\\n\\n"])
     >>> for token in committed:
     ...     show(stream.push(token))
@@ -73,8 +76,10 @@ class TextStream:
     >>> show(stream.finish())
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), context: Sequence[int] = ()) -> None:
-        self._pieces = tokenizer.pieces(context)
+    def __init__(
+        self, tokenizer: Tokenizer, stops: Sequence[str] = (), context: Sequence[int] = (), cut: bool = False
+    ) -> None:
+        self._pieces = tokenizer.pieces(context, cut)
         self._matcher = StopMatcher(stops)
         self.tokens = 0
         """Tokens taken, which end with the one that completes a stop string."""
@@ -90,11 +95,12 @@ class TextStream:
             self.stop = Stop(self._matcher.found, self.tokens)
         return text
 
-    def finish(self) -> str:
-        """The rest of the text, when no more tokens come."""
+    def finish(self, cut: bool = False) -> str:
+        """The rest of the text, when no more tokens come. With `cut` an incomplete character is left out: the stream
+        that goes on behind these tokens gives it."""
         if self.stop is not None:
             return ""
-        text = self._matcher.push(self._pieces.finish())
+        text = self._matcher.push("" if cut else self._pieces.finish())
         if self._matcher.found is not None:
             self.stop = Stop(self._matcher.found, self.tokens)
         return text + self._matcher.finish()

@@ -83,11 +83,12 @@ class Tokenizer:
             return str(self._backend.decode(list(ids), skip_special_tokens=True))
         return str(self._inner.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def pieces(self, context: Sequence[int] = ()) -> Pieces:
-        """Decodes token by token what comes after `context`."""
+    def pieces(self, context: Sequence[int] = (), cut: bool = False) -> Pieces:
+        """Decodes token by token what comes after `context`. With `cut` the context may end within a character, which
+        is then part of what comes."""
         if self._backend is not None and isinstance(self._backend.decoder, decoders.ByteLevel):
-            return ByteLevelPieces(self._name)
-        return WindowPieces(self.decode, self.special_ids, context)
+            return ByteLevelPieces(self._name, context if cut else ())
+        return WindowPieces(self.decode, self.special_ids, context, cut)
 
     def _name(self, token: int) -> str | None:
         if token in self.special_ids or self._backend is None:

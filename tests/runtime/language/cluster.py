@@ -25,7 +25,7 @@ from paceline.runtime.language.serial import generate_serial
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.language.worker import LanguageWorker
 from paceline.runtime.rendezvous import Rendezvous
-from paceline.stages.sampling import SamplingParams
+from paceline.stages.sampling_params import SamplingParams
 from tests.harness import ROOT, free_port
 
 # Transformers changes globals while it makes a model.

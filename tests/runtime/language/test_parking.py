@@ -208,3 +208,22 @@ def test_a_disk_that_can_not_be_written_costs_the_parking_alone(pair: Pair, tmp_
     assert tokens(found) == tokens(serial(replace(spec, park=None)))
     assert found.parked == [0, 2]
     assert len(found.warnings) == 1 and "session 1 could not be parked on rank" in found.warnings[0]
+
+
+@pytest.mark.parametrize("way", [serial, generate])
+def test_the_text_goes_on_within_a_character(pair: Pair, tmp_path: Path, way: Any) -> None:
+    """Wherever it is parked, the pieces make the text of a session that never was."""
+    topology = tiered(pair)
+    prompts = tuple(f"{prompt}{end}" for prompt in PROMPTS for end in ("", " ", "é", "\n", "(", "東"))
+    whole = serial(spec_of(topology, prompts, 9, ignore_eos=True)).sessions
+    held = 0
+    for before in (2, 3, 4):
+        folder = tmp_path / str(before)
+        spec = spec_of(topology, prompts, before, park=folder, ignore_eos=True)
+        first = way(spec).sessions
+        second = way(replace(resuming(spec, folder, park=None), max_tokens=9 - before)).sessions
+        assert [a.text + b.text for a, b in zip(first, second, strict=True)] == [text.text for text in whole]
+        alone = serial(replace(spec, park=None)).sessions
+        held += sum(a.text != b.text for a, b in zip(first, alone, strict=True))
+    # Some were cut within a character, so the equality above says something.
+    assert held > 3

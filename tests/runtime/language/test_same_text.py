@@ -10,11 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from paceline.pipeline.speculation.judge import Judge
+from paceline.pipeline.speculation.window import Coupling, Window
 from paceline.runtime.language.home import HomeWorker
+from paceline.runtime.language.live import Live, TextLog
 from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.worker import LanguageWorker
+from paceline.stages.lm.text_stream import TextStream
+from paceline.stages.lm.tokenizer import Tokenizer
 from tests.runtime.language.cluster import Cluster, generate, language, serial, spec_of, texts
 
 Pair = tuple[Path, Path]
@@ -151,12 +158,7 @@ def test_the_end_of_text(pair: Pair, tmp_path: Path) -> None:
     topology = language(pair, speculation__window=4, speculation__depth=2, speculation__hedge=4)
     tokens = serial(spec_of(topology, PROMPTS[:1], max_tokens=20)).sessions[0].token_ids
     end = next(token for index, token in enumerate(tokens) if index > 5 and token not in tokens[:index])
-    ending = (tmp_path / "target", tmp_path / "draft")
-    for old, new in zip(pair, ending, strict=True):
-        shutil.copytree(old, new)
-        for name in ("config.json", "generation_config.json"):
-            fields = json.loads((new / name).read_text()) | {"eos_token_id": end}
-            (new / name).write_text(json.dumps(fields))
+    ending = ended_at(pair, tmp_path, end)
     for verifiers in (1, 2):
         keys = {"speculation__window": 4, "speculation__depth": 2, "speculation__hedge": 4}
         spec = spec_of(language(ending, verifiers, **keys), PROMPTS, max_tokens=20)
@@ -165,6 +167,103 @@ def test_the_end_of_text(pair: Pair, tmp_path: Path) -> None:
         first = result.sessions[0]
         assert first.finish_reason == "eos"
         assert first.token_ids == tokens[: tokens.index(end) + 1]
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+def ended_at(pair: Pair, folder: Path, token: int) -> Pair:
+    """The pair with another token that ends a text."""
+    found = (folder / "target", folder / "draft")
+    for old, new in zip(pair, found, strict=True):
+        shutil.copytree(old, new)
+        for name in ("config.json", "generation_config.json"):
+            fields = json.loads((new / name).read_text()) | {"eos_token_id": token}
+            (new / name).write_text(json.dumps(fields))
+    return found
+
+
+def stopping(tokenizer: Tokenizer, ids: list[int]) -> tuple[int, str] | None:
+    """How many of the tokens complete a stop string of two letters for the first time, and the string; the token behind
+    them comes but once."""
+    stream, shown, last = TextStream(tokenizer), "", ""
+    for count, token in enumerate(ids[:7]):
+        stop = shown[-2:]
+        if last and len(stop) == 2 and stop.isascii() and stop not in shown[:-1] and ids.count(token) == 1:
+            return count, stop
+        last = stream.push(token)
+        shown += last
+    return None
+
+
+@pytest.mark.parametrize("verifiers", [1, 2])
+def test_a_stop_string_and_another_end_in_one_verdict(pair: Pair, tmp_path: Path, verifiers: int) -> None:
+    """The target drafts for itself, so that a verdict brings nine tokens; whichever end comes first decides."""
+    keys = {"speculation__window": 8, "speculation__depth": 1, "speculation__hedge": 0}
+    prompts = [f"{prompt}{end}" for prompt in PROMPTS for end in ("", " ", "(", "\n", ":", "a", "b", "self")]
+    spec = spec_of(language(pair), prompts, max_tokens=12, temperature=0.0, ignore_eos=True)
+    tokenizer = Tokenizer.load(pair[0])
+    prompt, whole, (at, stop) = next(
+        (prompt, text.token_ids, found)
+        for prompt, text in zip(prompts, serial(spec).sessions, strict=True)
+        if (found := stopping(tokenizer, text.token_ids)) is not None
+    )
+    for most in range(at - 1, at + 4):
+        spec = spec_of(
+            language((pair[0], pair[0]), verifiers, **keys),
+            [prompt],
+            most,
+            temperature=0.0,
+            stop=(stop,),
+            ignore_eos=True,
+        )
+        reference = serial(spec)
+        assert texts(generate(spec)) == texts(reference)
+        assert reference.sessions[0].finish_reason == ("stop" if most >= at else "length")
+    # The token behind the stop string ends the text: in the same verdict, and too late.
+    ending = ended_at(pair, tmp_path, whole[at])
+    target = language((ending[0], ending[0]), verifiers, **keys)
+    for stops, reason in (((stop,), "stop"), ((), "eos"), (("\ufffe",), "eos")):
+        spec = spec_of(target, [prompt], 12, temperature=0.0, stop=stops)
+        assert texts(generate(spec)) == texts(serial(spec))
+        assert serial(spec).sessions[0].finish_reason == reason
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ids=st.lists(st.integers(0, 299), min_size=1, max_size=24),
+    stops=st.lists(st.text("aefn(\n", min_size=1, max_size=2), max_size=2),
+    eos=st.sets(st.integers(0, 299), max_size=40),
+    room=st.integers(1, 24),
+    cuts=st.lists(st.integers(1, 9), max_size=24),
+)
+def test_any_cut_into_verdicts_gives_the_same_end_and_text(
+    pair: Pair, ids: list[int], stops: list[str], eos: set[int], room: int, cuts: list[int]
+) -> None:
+    tokenizer = Tokenizer.load(pair[0])
+    ids = ids + ids[-1:] * room
+    outcomes = []
+    for sizes in ([1] * len(ids), [*cuts, *[1] * len(ids)]):
+        judge = Judge(0, [5, 6], 2 + room, Coupling.greedy, eos)
+        live = Live(0, [5, 6], 2 + room, 0, None, tokenizer, stops, TextLog(None), eos)  # type: ignore[arg-type]
+        check = judge.plan(Window(0, 0, 0, (5, 6), 2, True))
+        assert check is not None
+        verdict = judge.settle(check, 0, None, ids[0])
+        end, given = live.commit(verdict), 1
+        for size in sizes:
+            if verdict.finish is not None or end is not None:
+                break
+            # Its first token is known since the verdict before; the extra one comes with the last.
+            window = Window(0, 0, judge.forwarded, tuple(ids[given - 1 : given + size - 1]), 1)
+            check = judge.plan(window)
+            assert check is not None
+            taken = len(check.drafted)
+            verdict = judge.settle(check, taken, None, ids[given + taken] if check.extra else None)
+            end = live.commit(verdict)
+            given += taken + check.extra
+        assert end is not None
+        outcomes.append((live.finish(*end), end[1], live.tokens, "".join(live._text)))
+    assert outcomes[0] == outcomes[1]
 
 
 # -- a drafter in trouble ----------------------------------------------------------------------------------------------

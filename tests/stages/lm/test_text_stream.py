@@ -141,3 +141,36 @@ def test_only_what_may_begin_a_stop_string_is_held() -> None:
     assert matcher.finish() == "\n"
     with pytest.raises(ValueError, match="a stop string is empty"):
         StopMatcher([""])
+
+
+@given(text=WRITING, data=st.data())
+@example(text="größer 東京都 👩‍👩‍👧 é", data=None)
+def test_a_text_that_is_cut_within_a_character_goes_on_where_it_was(
+    bytewise: Tokenizer, fallback: Tokenizer, text: str, data: st.DataObject | None
+) -> None:
+    for tokenizer in (bytewise, fallback):
+        begin = tokenizer.encode("x")
+        ids = begin + tokenizer.encode_more(text)
+        whole = TextStream(tokenizer, context=begin)
+        wanted = "".join(map(whole.push, ids[len(begin) :])) + whole.finish()
+        places = range(len(begin), len(ids) + 1)
+        for at in places if data is None else [data.draw(st.sampled_from(places))]:
+            first = TextStream(tokenizer, context=begin)
+            shown = "".join(map(first.push, ids[len(begin) : at])) + first.finish(cut=True)
+            assert wanted.startswith(shown)
+            second = TextStream(tokenizer, context=ids[:at], cut=True)
+            assert shown + "".join(map(second.push, ids[at:])) + second.finish() == wanted
+
+
+@given(ids=st.lists(st.integers(0, 340), max_size=30), at=st.integers(0, 30))
+def test_any_tokens_go_on_where_they_were_cut(bytewise: Tokenizer, ids: list[int], at: int) -> None:
+    first = TextStream(bytewise)
+    shown = "".join(map(first.push, ids[:at])) + first.finish(cut=True)
+    second = TextStream(bytewise, context=ids[:at], cut=True)
+    assert shown + "".join(map(second.push, ids[at:])) + second.finish() == bytewise.decode(ids)
+
+
+def test_a_replacement_character_that_ends_a_prompt_is_the_prompts_own(fallback: Tokenizer) -> None:
+    ids = fallback.encode("x\ufffd")
+    stream = TextStream(fallback, context=ids)
+    assert stream.push(fallback.vocabulary()["f"]) + stream.finish() == "f"
