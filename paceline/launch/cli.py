@@ -12,6 +12,7 @@ from paceline.launch.commands.run import run
 from paceline.launch.commands.trace import replay
 from paceline.launch.commands.trace_record import record
 from paceline.launch.commands.validate import validate
+from paceline.launch.console import escape_what_does_not_fit
 
 __all__ = ["app", "main"]
 
@@ -48,4 +49,5 @@ app.add_typer(trace, name="trace", help="Attention traces: record them, and scor
 
 def main() -> None:
     """Run the command line; never returns."""
+    escape_what_does_not_fit()
     app(prog_name="paceline")

@@ -51,7 +51,7 @@ def _check_language(topology: Topology) -> None:
     from paceline.runtime.language.models import Models
     from paceline.runtime.language.spec import GenerateSpec
     from paceline.stages.lm.folder import ModelFolderError
-    from paceline.stages.sampling import SamplingParams
+    from paceline.stages.sampling_params import SamplingParams
 
     spec = GenerateSpec(topology, ("",), 1, topology.seed, SamplingParams())
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import stat
 import struct
 from dataclasses import dataclass
@@ -65,10 +66,11 @@ def check_bind(network: NetworkSpec) -> None:
 
 def load_curve(spec: CurveSpec) -> CurveKeys:
     """The keys that a topology names. Raises `RendezvousError` where they are missing, unfit or open to others."""
+    certificate, folder = (Path(os.path.expanduser(path)) for path in (spec.secret, spec.allow))
     try:
-        mode = spec.secret.stat().st_mode
-        public, secret = zmq.auth.load_certificate(spec.secret)
-        allowed = [zmq.auth.load_certificate(path)[0] for path in sorted(spec.allow.glob("*.key"))]
+        mode = certificate.stat().st_mode
+        public, secret = zmq.auth.load_certificate(certificate)
+        allowed = [zmq.auth.load_certificate(path)[0] for path in sorted(folder.glob("*.key"))]
         for key in (public, secret, *allowed):
             if key is not None and len(z85.decode(key)) != _KEY_BYTES:
                 raise ValueError(f"{key!r} is no key")
@@ -80,7 +82,7 @@ def load_curve(spec: CurveSpec) -> CurveKeys:
         raise RendezvousError(f"network.curve.secret: others can read {spec.secret}; run `chmod 600 {spec.secret}`")
     if not allowed:
         raise RendezvousError(f"network.curve.allow: no .key file in {spec.allow}; put the hosts' public ones there")
-    return CurveKeys(public, secret, spec.allow, frozenset(allowed))
+    return CurveKeys(public, secret, folder, frozenset(allowed))
 
 
 def start_authenticator(context: zmq.Context[zmq.Socket[bytes]], keys: CurveKeys) -> ThreadAuthenticator:

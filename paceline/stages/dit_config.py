@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -175,7 +176,7 @@ def not_finite(path: Path, name: str) -> str:
 def find_weights(name: str) -> Path:
     """The file behind `zoo:NAME` or a path. Raises `FileNotFoundError` for a name that is not in the zoo."""
     if not name.startswith(_ZOO):
-        return Path(name)
+        return Path(os.path.expanduser(name))
     spec = importlib.util.find_spec("zoo")
     folders = [] if spec is None else list(spec.submodule_search_locations or [])
     known = {file.parent.name: file for folder in folders for file in Path(folder).glob("*/weights.safetensors")}

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
-from paceline.pipeline.tiers import TierSpec
+from paceline.pipeline.tiers import NvmeSpec, TierSpec
 from paceline.tiers.layout import Budget, Layout
 from paceline.tiers.settings import Mode, TierSettings
 
-__all__ = ["budget_of", "settings_of"]
+__all__ = ["budget_of", "nvme_folder", "settings_of"]
 
 
 def budget_of(spec: TierSpec, share: int = 1) -> Budget:
     """The bytes of each tier, or one of `share` equal parts of them."""
-    nvme, path = (0, None) if spec.nvme is None else (spec.nvme.size, spec.nvme.path)
-    return Budget(spec.hbm // share, spec.dram // share, nvme // share, path)
+    if spec.nvme is None:
+        return Budget(spec.hbm // share, spec.dram // share, 0, None)
+    return Budget(spec.hbm // share, spec.dram // share, spec.nvme.size // share, nvme_folder(spec.nvme))
+
+
+def nvme_folder(spec: NvmeSpec) -> Path:
+    """The folder of the nvme tier; `~` is the home folder of this host."""
+    return Path(os.path.expanduser(spec.path))
 
 
 def settings_of(spec: TierSpec, layout: Layout) -> TierSettings:

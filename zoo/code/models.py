@@ -85,7 +85,13 @@ def publish(
     config: dict[str, Any] = shape.config().to_dict()
     config |= {"architectures": ["LlamaForCausalLM"], "dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    generation = {"bos_token_id": END_ID, "eos_token_id": END_ID, "pad_token_id": END_ID, "do_sample": False}
+    generation = {
+        "bos_token_id": END_ID,
+        "eos_token_id": END_ID,
+        "pad_token_id": END_ID,
+        "do_sample": True,
+        "temperature": 0.7,
+    }
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n", encoding="utf-8")
     save_tokenizer(tokenizer, folder, LONGEST)
     tensors = {

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-__all__ = ["AsJson", "Debug", "Overrides", "TopologyFile"]
+__all__ = ["AsJson", "Debug", "Overrides", "TopologyFile", "as_path"]
+
+
+def as_path(text: str | Path) -> Path:
+    """The path of an argument; `~` and `~user` are home folders, also where the shell left them as they were."""
+    return Path(os.path.expanduser(text))
+
 
 TopologyFile = Annotated[
-    Path, typer.Argument(metavar="TOPOLOGY", help="The topology, a YAML file.", show_default=False)
+    Path, typer.Argument(metavar="TOPOLOGY", parser=as_path, help="The topology, a YAML file.", show_default=False)
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from paceline.launch.commands.guard import guarded
-from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile
+from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile, as_path
+from paceline.launch.console import make_console
 from paceline.launch.errors import ArgumentError
 from paceline.launch.plan_view import plan_json, show_plan
 from paceline.launch.weights import read_model_file
@@ -28,7 +29,7 @@ def plan(
     frames: Annotated[int | None, typer.Option(min=1, help="Simulated frames; enough for a steady state.")] = None,
     sessions: Annotated[int | None, typer.Option(min=1, help="Sessions; as many as keep all ranks busy.")] = None,
     measured: Annotated[
-        Path | None, typer.Option(metavar="SUMMARY", help="Stage costs from the summary.json of a run.")
+        Path | None, typer.Option(metavar="SUMMARY", parser=as_path, help="Stage costs from the summary.json of a run.")
     ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -52,9 +53,7 @@ def plan(
     if as_json:
         print(json.dumps(plan_json(made)))
     else:
-        from rich.console import Console
-
-        show_plan(made, Console())
+        show_plan(made, make_console())
     if made.deadlock is not None:
         raise typer.Exit(2)
 
@@ -67,9 +66,7 @@ def _language(topology: Topology, as_json: bool) -> None:
     if as_json:
         print(json.dumps(made))
     else:
-        from rich.console import Console
-
-        show_language_plan(made, Console())
+        show_language_plan(made, make_console())
 
 
 def _costs(topology: Topology, measured: Path | None) -> Costs:

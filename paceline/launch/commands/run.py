@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from paceline.launch.commands.guard import guarded
-from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile
+from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile, as_path
+from paceline.launch.console import make_console
 from paceline.launch.display import Display
 from paceline.launch.errors import ArgumentError, OutputsError, RunFailedError
 from paceline.launch.failure import Failure
@@ -46,10 +47,14 @@ def run(
     serial: Annotated[
         bool, typer.Option("--serial", help="Serial reference: one process, one item at a time.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Collect frames, summary, trace and logs.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", parser=as_path, help="Collect frames, summary, trace and logs.")
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
-    replay: Annotated[Path | None, typer.Option(metavar="JOURNAL", help="Take an earlier run's decisions.")] = None,
+    replay: Annotated[
+        Path | None, typer.Option(metavar="JOURNAL", parser=as_path, help="Take an earlier run's decisions.")
+    ] = None,
     kv_hash: Annotated[bool, typer.Option("--kv-hash", help="Hash all KV, to compare runs bit for bit.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and, without --json, no summary.")] = False,
     hang_timeout: Annotated[
@@ -122,11 +127,9 @@ def _print(summary: Summary, out: Path | None, as_json: bool, quiet: bool) -> No
     for warning in summary["warnings"]:
         print(f"paceline: warning: {warning}", file=sys.stderr, flush=True)
     if not quiet:
-        from rich.console import Console
-
         from paceline.launch.tables import print_summary
 
-        print_summary(Console(), summary)
+        print_summary(make_console(), summary)
         if out is not None:
             print(f"outputs in {out}")
     if as_json:

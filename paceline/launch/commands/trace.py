@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from paceline.launch.commands.guard import guarded
-from paceline.launch.commands.options import AsJson, Debug
+from paceline.launch.commands.options import AsJson, Debug, as_path
 from paceline.launch.errors import ArgumentError
 
 __all__ = ["replay"]
@@ -18,7 +18,9 @@ __all__ = ["replay"]
 
 @guarded
 def replay(
-    trace: Annotated[Path, typer.Argument(metavar="FILE", help="A trace of attention.", show_default=False)],
+    trace: Annotated[
+        Path, typer.Argument(metavar="FILE", parser=as_path, help="A trace of attention.", show_default=False)
+    ],
     policy: Annotated[
         str, typer.Option(metavar="NAME", help="lru, window, heavy-hitter, attention-mass, slab, oracle.")
     ] = "attention-mass",

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from paceline.launch.errors import ArgumentError
 from paceline.launch.folders import make_writable
 from paceline.pipeline.topology import StageKind
 from paceline.runtime.language.models import Models
-from paceline.runtime.language.parked import ParkedSession, kv_file, parked_folders
+from paceline.runtime.language.parked import kv_file, parked_folders
 from paceline.runtime.language.spec import GenerateSpec, Resumed
 from paceline.stages.lm.anatomy import kv_shape_of
 from paceline.stages.lm.folder import ModelFolder
 from paceline.stages.lm.identity import weights_identity
 from paceline.stages.lm.layer_run import even_runs
 from paceline.stages.lm.rank_tiers import RankTiers
-from paceline.stages.sampling_params import SAMPLING_DEFAULTS
 from paceline.tiers.errors import StoreError
 from paceline.tiers.fingerprint import Fingerprint
 from paceline.tiers.parking import parked_fingerprint
 
-__all__ = ["check_parking", "sampling_of"]
+__all__ = ["check_parking"]
 
 
 def check_parking(spec: GenerateSpec, models: Models) -> None:
@@ -90,18 +87,3 @@ def _check_folder(spec: GenerateSpec) -> None:
             f"--park {park}: holds {min(lost).name} already, and would lose it; take it up with --resume, remove it, "
             "or name another folder"
         )
-
-
-def sampling_of(given: Mapping[str, float | None], parked: Sequence[ParkedSession]) -> dict[str, float]:
-    """What to draw with: what was asked for, else what the parked sessions were drawn with, else what is usual. Raises
-    `ArgumentError` where they were drawn differently."""
-    found = {}
-    for name, value in given.items():
-        before = sorted({session.sampling.get(name, SAMPLING_DEFAULTS[name]) for session in parked})
-        if value is None and len(before) > 1:
-            option = "--" + name.replace("_", "-")
-            raise ArgumentError(
-                f"the parked sessions were drawn with {option} {before[0]:g} and {before[1]:g}; name one for all"
-            )
-        found[name] = value if value is not None else before[0] if before else SAMPLING_DEFAULTS[name]
-    return found

@@ -14,7 +14,7 @@ from paceline.launch.spec_file import reading_spec
 from paceline.pipeline.speculation.window import Coupling
 from paceline.pipeline.topology import Topology
 from paceline.runtime.language.parked import ParkedSession
-from paceline.runtime.language.spec import GenerateSpec, Resumed
+from paceline.runtime.language.spec import GenerateSpec, Resumed, SessionOptions
 from paceline.stages.sampling_params import SamplingParams
 
 __all__ = ["generate_spec_of", "write_generate_spec"]
@@ -28,6 +28,7 @@ def write_generate_spec(path: Path, spec: GenerateSpec) -> None:
         "max_tokens": spec.max_tokens,
         "seed": spec.seed,
         "sampling": asdict(spec.sampling),
+        "own": [asdict(options) for options in spec.own],
         "stop": spec.stop,
         "ignore_eos": spec.ignore_eos,
         "plain": spec.plain,
@@ -45,18 +46,24 @@ def generate_spec_of(fields: Mapping[str, Any]) -> GenerateSpec:
 
 
 def _spec_of(fields: Mapping[str, Any]) -> GenerateSpec:
-    sampling = dict(fields["sampling"])
-    sampling["coupling"] = Coupling(sampling["coupling"])
     return GenerateSpec(
         topology=Topology.model_validate_json(json.dumps(fields["topology"]), strict=True),
         prompts=tuple(msgspec.convert(fields["prompts"], list[str])),
         max_tokens=msgspec.convert(fields["max_tokens"], int),
         seed=msgspec.convert(fields["seed"], int),
-        sampling=SamplingParams(**sampling),
+        sampling=_sampling(fields["sampling"]),
         stop=tuple(msgspec.convert(fields["stop"], list[str])),
         ignore_eos=msgspec.convert(fields["ignore_eos"], bool),
         plain=msgspec.convert(fields["plain"], bool),
         serial=msgspec.convert(fields["serial"], bool),
         park=None if fields["park"] is None else Path(fields["park"]),
         resumed=tuple(Resumed(Path(folder), msgspec.convert(it, ParkedSession)) for folder, it in fields["resumed"]),
+        own=tuple(
+            SessionOptions(_sampling(own["sampling"]), own["max_tokens"], tuple(own["stop"]), own["seed"])
+            for own in fields["own"]
+        ),
     )
+
+
+def _sampling(fields: Mapping[str, Any]) -> SamplingParams:
+    return SamplingParams(**{**fields, "coupling": Coupling(fields["coupling"])})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-
+from paceline.launch.console import make_console
 from paceline.launch.language.local import generate_local
 from paceline.launch.language.torchrun import generate_launched
 from paceline.launch.language.view import StreamView, print_texts, show_summary
@@ -23,7 +23,6 @@ def start(
 ) -> Summary | None:
     """Generate. With `show`, a single session's text is printed as it comes, those of several at the end, and a table
     of figures behind. Returns the summary, on other ranks than the first verifier's None."""
-    console = Console(highlight=False)
     home = launched is None or launched.rank == Roles.of(spec.topology).first
     live = show and home and len(spec.prompts) == 1
     views: list[StreamView] = []
@@ -31,7 +30,7 @@ def start(
     def watch(stream: Path) -> Callable[[int], None] | None:
         if not live:
             return None
-        views.append(StreamView(stream, console, spec.prompts[0]))
+        views.append(StreamView(stream, sys.stdout, spec.prompts[0]))
         return views[0]
 
     if launched is None:
@@ -43,5 +42,5 @@ def start(
             views[0].close()
         else:
             print_texts(spec.prompts, summary)
-        show_summary(console, summary)
+        show_summary(make_console(), summary)
     return summary

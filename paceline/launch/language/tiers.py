@@ -15,7 +15,7 @@ from paceline.stages.lm.anatomy import kv_shape_of
 from paceline.stages.lm.folder import ModelFolder
 from paceline.stages.lm.layer_run import even_runs
 from paceline.stages.lm.rank_tiers import RankTiers
-from paceline.stages.tier_spec import budget_of
+from paceline.stages.tier_spec import budget_of, nvme_folder
 from paceline.tiers.errors import TierError
 from paceline.tiers.packed_memory import stored_nbytes
 
@@ -37,7 +37,7 @@ def check_tiers_hold(spec: GenerateSpec, models: Models, prompts: Sequence[int])
             continue
         key = f"tiers.{stage.group}"
         if tiers.nvme is not None:
-            make_writable(f"{key}.nvme.path: {tiers.nvme.path}", tiers.nvme.path)
+            make_writable(f"{key}.nvme.path: {tiers.nvme.path}", nvme_folder(tiers.nvme))
         found = ModelFolder.read(folder)
         ranks = 1 if spec.serial else topology.groups[stage.group].ranks
         first, last = even_runs(found.layers, ranks)[0]
@@ -50,7 +50,8 @@ def check_tiers_hold(spec: GenerateSpec, models: Models, prompts: Sequence[int])
             raise ArgumentError(f"{key}: {error}") from error
         width = first_settings(topology.speculation).hedge if drafts else 0
         at_once = 1 if spec.serial else topology.speculation.sessions
-        lengths = sorted((length + spec.max_tokens + _AHEAD for length in prompts), reverse=True)[:at_once]
+        most = (length + spec.options(session).max_tokens + _AHEAD for session, length in enumerate(prompts))
+        lengths = sorted(most, reverse=True)[:at_once]
         # Hedges share all but their last blocks.
         blocks = sum(layout.blocks(length) + width * (1 + layout.blocks(_AHEAD)) for length in lengths) * layout.layers
         if blocks > slots.total:

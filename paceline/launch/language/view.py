@@ -6,27 +6,31 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from paceline.launch.console import takes_colour
 from paceline.launch.tier_table import tier_table
 
 __all__ = ["StreamView", "print_texts", "show_summary"]
 
-_STYLES = {"draft": "green", "refill": "yellow", "plain": "default"}
+_CODES = {"prompt": "\x1b[2m", "draft": "\x1b[32m", "refill": "\x1b[33m"}
+_RESET = "\x1b[0m"
 _LEGEND = Text.assemble(("drafted", "green"), " ", ("refilled", "yellow"), " ", "plain")
 
 
 class StreamView:
-    """Prints the text of a single session as it is committed; called now and then with nothing new, too."""
+    """Prints the text of a single session as it is committed, character by character as it was decoded; called now and
+    then with nothing new, too. On a terminal colours say where it came from."""
 
-    def __init__(self, path: Path, console: Console, prompt: str) -> None:
-        self._path, self._console = path, console
+    def __init__(self, path: Path, output: TextIO, prompt: str) -> None:
+        self._path, self._output = path, output
+        self._colour = takes_colour(output)
         self._at = 0
-        self._console.print(Text(prompt, style="dim"), end="", soft_wrap=True)
+        self._write(prompt, "prompt")
 
     def __call__(self, done: int = 0) -> None:
         """Print what has come since the last call."""
@@ -40,12 +44,17 @@ class StreamView:
         self._at += len(whole)
         for line in whole.splitlines():
             _, text, origin = json.loads(line)
-            self._console.print(Text(text, style=_STYLES[origin]), end="", soft_wrap=True)
+            self._write(text, origin)
 
     def close(self) -> None:
         """The last of it."""
         self()
-        self._console.print()
+        self._write("\n", "plain")
+
+    def _write(self, text: str, origin: str) -> None:
+        code = _CODES.get(origin, "") if self._colour and text else ""
+        self._output.write(f"{code}{text}{_RESET}" if code else text)
+        self._output.flush()
 
 
 def print_texts(prompts: Sequence[str], summary: Mapping[str, Any]) -> None:

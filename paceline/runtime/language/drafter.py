@@ -44,7 +44,7 @@ class DraftWorker(LanguageWorker):
         self._stage, self._eos = stage, eos
         self._cores: dict[int, DrafterCore] = {}
         self._settings = first_settings(spec.topology.speculation)
-        self._coupling = spec.sampling.effective_coupling
+        self._spec = spec
         self._hedging = spec.topology.speculation.drafter is DrafterKind.model
         self._turn = 0
         self._warm: set[int] = set()
@@ -107,8 +107,9 @@ class DraftWorker(LanguageWorker):
         if opened.session in self._cores:
             self._close(opened.session)
         s = self._settings
+        coupling = self._spec.options(opened.session).sampling.effective_coupling
         self._cores[opened.session] = DrafterCore(
-            opened.session, opened.tokens, opened.limit, self._coupling, window=s.window, depth=s.depth,
+            opened.session, opened.tokens, opened.limit, coupling, window=s.window, depth=s.depth,
             hedge=self._width, policy=self.topology.speculation.policy, eos=self._eos,
             forwarded=None if opened.forwarded < 0 else opened.forwarded, epoch=opened.epoch,
         )  # fmt: skip

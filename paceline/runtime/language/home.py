@@ -109,15 +109,16 @@ class HomeWorker(VerifyWorker):
         joined = False
         while self._queue and len(self._live) < self.topology.speculation.sessions:
             session, prompt = self._queue.popleft()
-            limit, seed = len(prompt) + self.spec.max_tokens, self.spec.session_seed(session)
+            options = self.spec.options(session)
+            limit, seed = len(prompt) + options.max_tokens, self.spec.session_seed(session)
             spec = self.topology.speculation
             front = Front(
-                session, prompt, self.spec.sampling.effective_coupling, depth=self._depth, policy=spec.policy,
+                session, prompt, options.sampling.effective_coupling, depth=self._depth, policy=spec.policy,
                 patience=spec.patience_ms / 1000, chunk=spec.chunk, drafter=self._drafter.state, now=now(),
                 forwarded=self.spec.held(session),
             )  # fmt: skip
             self._live[session] = Live(
-                session, prompt, limit, seed, front, self._tokenizer, self.spec.stop, self._log, self._eos,
+                session, prompt, limit, seed, front, self._tokenizer, options.stop, self._log, self._eos,
                 self.spec.cut(session),
             )  # fmt: skip
             opened = Opened(session, limit, seed, tuple(prompt))

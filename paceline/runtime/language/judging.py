@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -29,8 +29,8 @@ class Work:
 class Judges:
     """One judge for each session."""
 
-    def __init__(self, stage: VerifyStage, coupling: Coupling, eos: Collection[int]) -> None:
-        self._stage, self._coupling, self._eos = stage, coupling, eos
+    def __init__(self, stage: VerifyStage, coupling_of: Callable[[int], Coupling], eos: Collection[int]) -> None:
+        self._stage, self._coupling_of, self._eos = stage, coupling_of, eos
         self._judges: dict[int, Judge] = {}
         self._seeds: dict[int, int] = {}
         self.counters = Counters()
@@ -38,8 +38,9 @@ class Judges:
     def open(self, opened: Opened) -> None:
         """A session begins."""
         self._judges[opened.session] = Judge(
-            opened.session, opened.tokens, opened.limit, self._coupling, self._eos, max(0, opened.forwarded)
-        )
+            opened.session, opened.tokens, opened.limit, self._coupling_of(opened.session), self._eos,
+            max(0, opened.forwarded),
+        )  # fmt: skip
         self._seeds[opened.session] = opened.seed
 
     def close(self, session: int) -> None:

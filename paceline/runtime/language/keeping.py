@@ -62,4 +62,5 @@ class Keeper:
 
     def record(self, session: int, tokens: list[int], seed: int, reason: str, ranks: int) -> ParkedSession:
         """What is to be said of a session when its KV is complete."""
-        return ParkedSession(self._spec.number(session), seed, tokens, reason, ranks, self._spec.sampling.options())
+        sampling = self._spec.options(session).sampling.options()
+        return ParkedSession(self._spec.number(session), seed, tokens, reason, ranks, sampling)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ _ZOO = "zoo:"
 def find_folder(name: str) -> Path:
     """The folder behind `zoo:NAME` or a path. Raises `ModelFolderError` for a name that is not in the zoo."""
     if not name.startswith(_ZOO):
-        return Path(name)
+        return Path(os.path.expanduser(name))
     spec = importlib.util.find_spec("zoo")
     folders = [Path(folder) for folder in (spec.submodule_search_locations if spec else None) or []]
     inside = name.removeprefix(_ZOO)

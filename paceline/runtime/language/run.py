@@ -25,6 +25,7 @@ from paceline.stages.lm.draft_stage import DraftStage
 from paceline.stages.lm.layer_run import even_runs
 from paceline.stages.lm.ngram import NgramStage
 from paceline.stages.lm.verify_stage import VerifyStage
+from paceline.stages.sampling_params import SamplingParams
 
 __all__ = ["generate_rank", "make_worker"]
 
@@ -61,12 +62,16 @@ def make_worker(
     """The worker of a rank with its models loaded; `log` is where the first verifier writes what is committed."""
     topology, roles = spec.topology, Roles.of(spec.topology)
     device = own_device(topology.groups[Placement(topology).group_of_rank(rank)].device)
+
+    def params(session: int) -> SamplingParams:
+        return spec.options(session).sampling
+
     if rank == roles.drafter:
         stage: DraftStage | NgramStage = NgramStage()
         tiers = None
         if models.draft is not None:
             drafting = Decoder.load(models.draft, device, tiers=tiers_of(topology, rank, models))
-            stage, tiers = DraftStage(drafting, spec.sampling, models.vocab), drafting.tiers
+            stage, tiers = DraftStage(drafting, params, models.vocab), drafting.tiers
         drafter = DraftWorker(spec, rank, endpoint, progress, stage, models.eos)
         drafter.tiers = tiers
         return drafter
@@ -74,7 +79,7 @@ def make_worker(
     rows = topology.speculation.rows if topology.deterministic else None
     held = runs[roles.verifiers.index(rank)]
     decoder = Decoder.load(models.target, device, layers=held, rows=rows, tiers=tiers_of(topology, rank, models))
-    verify = VerifyStage(decoder, spec.sampling, models.vocab)
+    verify = VerifyStage(decoder, params, models.vocab)
     if rank != roles.first:
         worker = VerifyWorker(spec, rank, endpoint, progress, verify, models.eos)
     else:

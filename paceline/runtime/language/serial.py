@@ -87,9 +87,10 @@ def _session(
     tokenizer = models.tokenizer()
     tokens = spec.begin(number, tokenizer)
     prompt, seed = len(tokens), spec.session_seed(number)
-    coupling = spec.sampling.effective_coupling
+    options = spec.options(number)
+    coupling = options.sampling.effective_coupling
     noise = GumbelRows(models.vocab) if coupling is Coupling.gumbel else None
-    stream = TextStream(tokenizer, spec.stop, tokens, spec.cut(number))
+    stream = TextStream(tokenizer, options.stop, tokens, spec.cut(number))
     pieces: list[str] = []
     sequence = decoder.open()
     began, first = now(), 0.0
@@ -110,7 +111,7 @@ def _session(
             failures.append(f"session {number} failed: {NotFinite('the logits hold')}")
             reason = FinishReason.failed
             break
-        row = warp(logits[:, : models.vocab], spec.sampling, [tokens])
+        row = warp(logits[:, : models.vocab], options.sampling, [tokens])
         if coupling is Coupling.rejection:
             key = DrawKey(seed, len(tokens))
             token = int(sample(row.to(torch.float64).exp(), uniforms([key], Purpose.plain))[0])
@@ -123,7 +124,7 @@ def _session(
         text = stream.push(token)
         pieces.append(text)
         log.write(number, text, "plain")
-        reason = ending(token, len(tokens), prompt + spec.max_tokens, models.eos, stream.stop is not None)
+        reason = ending(token, len(tokens), prompt + options.max_tokens, models.eos, stream.stop is not None)
     rest = stream.finish(cut=spec.park is not None and reason is FinishReason.length)
     if reason is FinishReason.length and stream.stop is not None:
         reason = FinishReason.stop

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from paceline.kernels.philox import session_seed
 from paceline.pipeline.topology import Topology
 from paceline.runtime.language.parked import ParkedSession
 from paceline.stages.lm.tokenizer import Tokenizer
 from paceline.stages.sampling_params import SamplingParams
 
-__all__ = ["GenerateSpec", "Resumed"]
+__all__ = ["GenerateSpec", "Resumed", "SessionOptions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +19,17 @@ class Resumed:
 
     folder: Path
     session: ParkedSession
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """What one session is generated with."""
+
+    sampling: SamplingParams
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    """The session's own seed; None: it follows from that of the run and the session's number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +54,22 @@ class GenerateSpec:
     """Folder that sessions are written to when they end, with the KV of the verifiers."""
     resumed: tuple[Resumed, ...] = ()
     """Sessions that go on where they were parked; prompts are what follows. Without them, sessions are new."""
+    own: tuple[SessionOptions, ...] = ()
+    """Options of each session, in the order of the prompts; without them, all have `sampling`, `max_tokens` and
+    `stop`."""
+
+    def options(self, session: int) -> SessionOptions:
+        """What a session is generated with."""
+        return self.own[session] if self.own else SessionOptions(self.sampling, self.max_tokens, self.stop)
 
     def session_seed(self, session: int) -> int:
         """The seed of one session."""
+        own = self.options(session).seed
+        if own is not None:
+            return own
+        # Imported here: a launcher makes a spec before it needs torch.
+        from paceline.kernels.philox import session_seed
+
         return self.resumed[session].session.seed if self.resumed else session_seed(self.seed, session)
 
     def begin(self, session: int, tokenizer: Tokenizer) -> list[int]:

@@ -42,7 +42,9 @@ class VerifyWorker(LanguageWorker):
         number = self.roles.verifiers.index(rank)
         self._keeper = Keeper(spec, number, f"rank {rank}", self.failures, lambda: self.progress(self.done))
         last = rank == self.roles.last
-        self.judges = Judges(stage, spec.sampling.effective_coupling, eos) if last else None
+        self.judges = (
+            Judges(stage, lambda session: spec.options(session).sampling.effective_coupling, eos) if last else None
+        )
         self._inbox: dict[int, deque[Message]] = {}
         self._failed: set[int] = set()
         """Sessions that can't go on here, until they are closed: windows that still come for them are dropped."""

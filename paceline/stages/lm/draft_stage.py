@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -39,12 +39,12 @@ class _Draws:
 
 
 class DraftStage:
-    """A model that drafts. `vocab` is the number of tokens that drafter and target share: others are never drafted."""
+    """A model that drafts. `params` gives how the tokens of a session are chosen. `vocab` is the number of tokens that
+    drafter and target share: others are never drafted."""
 
-    def __init__(self, decoder: Decoder, params: SamplingParams, vocab: int) -> None:
+    def __init__(self, decoder: Decoder, params: Callable[[int], SamplingParams], vocab: int) -> None:
         self._decoder, self._params, self._vocab = decoder, params, vocab
-        self._coupling = params.effective_coupling
-        self._noise = GumbelRows(vocab, decoder.device) if self._coupling is Coupling.gumbel else None
+        self._noise = GumbelRows(vocab, decoder.device)
         self._branches = Branches(decoder)
         self._seeds: dict[int, int] = {}
         self._draws: dict[int, dict[int, _Draws]] = {}
@@ -68,11 +68,27 @@ class DraftStage:
         if not can_choose(logits):
             # Any distribution may draft, and this one never fails a session of the target's.
             logits = torch.where(torch.isfinite(logits.amax(dim=-1, keepdim=True)), logits, 0.0)
-        rows = warp(logits, self._params, [tokens for _, tokens in steps])
+        # Sessions with the same parameters are drawn for in one go.
+        alike: dict[SamplingParams, list[int]] = {}
+        for place, (branch, _) in enumerate(steps):
+            alike.setdefault(self._params(branch.session), []).append(place)
+        found: dict[int, DraftStep] = {}
+        for params, places in alike.items():
+            rows = logits if len(alike) == 1 else logits[places]
+            drafted = self._draw(params, [steps[place] for place in places], rows, others)
+            found |= zip(places, drafted, strict=True)
+        return [found[place] for place in range(len(steps))]
+
+    def _draw(
+        self, params: SamplingParams, steps: Sequence[tuple[Branch, list[int]]], logits: Tensor, others: int
+    ) -> list[DraftStep]:
+        """The tokens of branches whose sessions have the same parameters, from their logits `[n, V]`."""
+        coupling = params.effective_coupling
+        rows = warp(logits, params, [tokens for _, tokens in steps])
         keys = [DrawKey(self._seeds[b.session], b.position, b.epoch, b.number) for b, _ in steps]
-        drawn = draw(self._coupling, rows, keys, self._noise)
+        drawn = draw(coupling, rows, keys, self._noise)
         if others:
-            second = alternatives(self._coupling, rows, keys, drawn.tokens, others, self._noise)
+            second = alternatives(coupling, rows, keys, drawn.tokens, others, self._noise)
         else:
             second = [() for _ in steps]
         if drawn.chances:
@@ -102,7 +118,7 @@ class DraftStage:
 
     def evidence(self, window: Window) -> tuple[Tensor | None, Tensor | None]:
         """What the judge needs of a window under `rejection`: q(x) of its drafted tokens `[n]`, and rows `[n, V]`."""
-        if self._coupling is not Coupling.rejection or not window.drafted:
+        if self._params(window.session).effective_coupling is not Coupling.rejection or not window.drafted:
             return None, None
         made = self._draws[window.session][0].made
         found = [made[position] for position in range(window.start + window.known, window.end)]

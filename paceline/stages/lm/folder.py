@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["ModelFolder", "ModelFolderError"]
 
@@ -40,7 +40,15 @@ class ModelFolder:
         if not (path / "config.json").is_file():
             raise ModelFolderError(f"{path}: has no config.json; give the folder that `save_pretrained` wrote")
         raw = _json(path / "config.json")
+        if not any(path.glob("*.safetensors")):
+            raise ModelFolderError(_no_weights(path))
+        if raw.get("quantization_config"):
+            raise ModelFolderError(f"{path}: its weights are quantised; give the folder of the unquantised model")
         config = _config(path, raw)
+        # Imported here, as in the functions below: torch and Transformers take seconds, and what is wrong with the
+        # files should not wait for them.
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
         if getattr(config, "is_encoder_decoder", False):
             raise ModelFolderError(
                 f"{path}: `{config.model_type}` is an encoder-decoder; give a decoder-only language model"
@@ -49,10 +57,6 @@ class ModelFolder:
             raise ModelFolderError(
                 f"{path}: Transformers has no causal language model for `{config.model_type}`; give one that it has"
             )
-        if raw.get("quantization_config"):
-            raise ModelFolderError(f"{path}: its weights are quantised; give the folder of the unquantised model")
-        if not any(path.glob("*.safetensors")):
-            raise ModelFolderError(_no_weights(path))
         return cls(path, config, _eos_ids(path, config))
 
     @property
@@ -62,6 +66,8 @@ class ModelFolder:
 
     def dtype_on(self, device_type: str) -> torch.dtype:
         """What weights and KV are on a kind of device: float32 on a CPU, elsewhere what the model was saved in."""
+        import torch
+
         saved = getattr(self.config, "dtype", None)
         return saved if device_type != "cpu" and isinstance(saved, torch.dtype) else torch.float32
 
@@ -82,6 +88,8 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _config(path: Path, raw: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
     try:
         return AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a broken configuration makes Transformers raise

@@ -6,16 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import transformers
-from tokenizers import decoders
-
 from paceline.stages.lm.detokenise import ByteLevelPieces, Pieces, WindowPieces
 from paceline.stages.lm.folder import ModelFolder, ModelFolderError
 
 __all__ = ["Tokenizer", "check_pair", "has_tokenizer"]
 
-_AUTO: Any = transformers.AutoTokenizer
-_FAST: Any = transformers.PreTrainedTokenizerFast
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -45,11 +40,16 @@ class Tokenizer:
             raise ModelFolderError(
                 f"{folder}: holds no tokenizer (tokenizer.json); download the tokenizer's files into the same folder"
             )
+        # Imported here: it takes seconds, and a missing file should not wait for it.
+        import transformers
+
+        auto: Any = transformers.AutoTokenizer
+        fast: Any = transformers.PreTrainedTokenizerFast
         try:
             if (folder / "tokenizer_config.json").is_file() or not (folder / "tokenizer.json").is_file():
-                inner = _AUTO.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+                inner = auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
             else:
-                inner = _FAST(tokenizer_file=str(folder / "tokenizer.json"))
+                inner = fast(tokenizer_file=str(folder / "tokenizer.json"))
         except Exception as error:  # whatever a broken or foreign tokenizer makes Transformers raise
             raise ModelFolderError(f"{folder}: its tokenizer can't be loaded: {error}") from error
         return cls(inner)
@@ -86,6 +86,8 @@ class Tokenizer:
     def pieces(self, context: Sequence[int] = (), cut: bool = False) -> Pieces:
         """Decodes token by token what comes after `context`. With `cut` the context may end within a character, which
         is then part of what comes."""
+        from tokenizers import decoders
+
         if self._backend is not None and isinstance(self._backend.decoder, decoders.ByteLevel):
             return ByteLevelPieces(self._name, context if cut else ())
         return WindowPieces(self.decode, self.special_ids, context, cut)

@@ -33,12 +33,11 @@ class Case:
 
 
 class VerifyStage:
-    """Forwards windows through layers that this rank holds. `vocab` is as for the drafter's stage."""
+    """Forwards windows through layers that this rank holds. `params` and `vocab` are as for the drafter's stage."""
 
-    def __init__(self, decoder: Decoder, params: SamplingParams, vocab: int) -> None:
+    def __init__(self, decoder: Decoder, params: Callable[[int], SamplingParams], vocab: int) -> None:
         self._decoder, self._params, self._vocab = decoder, params, vocab
-        self._coupling = params.effective_coupling
-        self._noise = GumbelRows(vocab, decoder.device) if self._coupling is Coupling.gumbel else None
+        self._noise = GumbelRows(vocab, decoder.device)
         self._sequences: dict[int, int] = {}
         self._carry: dict[int, Tensor] = {}
         self._rows: dict[int, Tensor] = {}
@@ -109,8 +108,9 @@ class VerifyStage:
 
     def rule(self, cases: Sequence[Case]) -> list[Ruling]:
         """Judge windows whose pass has run."""
-        judgements = []
-        for case in cases:
+        judgements: dict[Coupling, list[Judgement]] = {}
+        places: dict[Coupling, list[int]] = {}
+        for place, case in enumerate(cases):
             check, session = case.check, case.check.window.session
             rows = self._rows.pop(session, None)
             if check.carry:
@@ -120,20 +120,28 @@ class VerifyStage:
                 raise RuntimeError(f"session {session}: a window was judged that was never forwarded")
             self._carry[session] = rows[-1]
             used = rows[: len(check.rows)]
-            warped = warp(used, self._params, self._contexts(case, len(used))) if len(used) else used
-            chances, draft_row = self._evidence(case)
-            judgements.append(Judgement(check, warped, case.seed, chances, draft_row))
-        return judge_rows(self._coupling, judgements, self._noise)
+            params = self._params(session)
+            coupling = params.effective_coupling
+            warped = warp(used, params, self._contexts(case, params, len(used))) if len(used) else used
+            chances, draft_row = self._evidence(case, coupling)
+            judgements.setdefault(coupling, []).append(Judgement(check, warped, case.seed, chances, draft_row))
+            places.setdefault(coupling, []).append(place)
+        rulings = {
+            place: ruling
+            for coupling, mine in judgements.items()
+            for place, ruling in zip(places[coupling], judge_rows(coupling, mine, self._noise), strict=True)
+        }
+        return [rulings[place] for place in range(len(cases))]
 
-    def _contexts(self, case: Case, rows: int) -> list[list[int]] | None:
+    def _contexts(self, case: Case, params: SamplingParams, rows: int) -> list[list[int]] | None:
         """The tokens before each row's prediction, where anybody looks at them."""
-        if self._params.repetition_penalty == 1.0:
+        if params.repetition_penalty == 1.0:
             return None
         return [case.tokens[: case.check.position + index] for index in range(rows)]
 
-    def _evidence(self, case: Case) -> tuple[list[float], Callable[[int], Tensor] | None]:
+    def _evidence(self, case: Case, coupling: Coupling) -> tuple[list[float], Callable[[int], Tensor] | None]:
         """q(x) of the drafted tokens that are judged, and where to get the drafter's row of one of them."""
-        if self._coupling is not Coupling.rejection:
+        if coupling is not Coupling.rejection:
             return [], None
         check = case.check
         if case.chances is None or case.draft_rows is None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from paceline.launch.commands.generate import read_prompts
+from paceline.launch.errors import ArgumentError
+from paceline.launch.language.prompts import Prompt, read_prompts
+from paceline.pipeline.tiers import NvmeSpec, TierSpec
+from paceline.pipeline.topology import CurveSpec
+from paceline.runtime.curve import load_curve
+from paceline.runtime.errors import RendezvousError
+from paceline.stages.dit_config import find_weights
+from paceline.stages.tier_spec import budget_of
 from tests.harness import ROOT
 from tests.launch.test_cli import invoke
 
@@ -75,19 +84,124 @@ def test_wrong_arguments_about_a_model(models: list[str], pair: tuple[Path, Path
         assert "prompt 0 has " in refused(TWO, *models, "--prompt", "x", *broken)
 
 
-@pytest.mark.parametrize("line", ["def f(x):", "3", '["a"]', '{"prompt": "a"}', '"a" "b"'])
-def test_a_line_that_is_no_prompt_is_named(line: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('"a" "b"', "JSON is malformed: trailing characters"),
+        ('"""A docstring."""', "JSON is malformed: trailing characters"),
+        ("{", "Input data was truncated"),
+        ('{"text": "a"}', "Object contains unknown field `text`"),
+        ("{}", "Object missing required field `prompt`"),
+        ('{"prompt": 3}', "Expected `str`, got `int` - at `$.prompt`"),
+        ('{"prompt": "a", "seed": -1}', "Expected `int` >= 0 - at `$.seed`"),
+        ('{"prompt": "a", "max_tokens": 0}', "Expected `int` >= 1 - at `$.max_tokens`"),
+        ('{"prompt": "a", "stop": [""]}', "stop: an empty text ends everything; leave it out"),
+        ('"\\ud800\\ud800"', "invalid utf-16 surrogate pair"),
+        ('"a\\u0000"', "character 1 is NUL; remove it"),
+        ("[" * 5000 + '"' + "\0", "is NUL"),
+        ('{"prompt": ' + "[" * 200000, "a line that begins with"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_line_that_is_no_prompt_is_named(line: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(f'"first"\n\n{line}\n')
     said = refused(TWO, "--prompts", str(file))
-    assert f'--prompts {file}: line 3 is no JSON string; write "..." on each line' in said
+    assert f"--prompts {file}: line 3" in said
+    assert message in said
 
 
 def test_prompts_come_from_both_places_in_order(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     texts = ["a\nb", "grün \N{LINE SEPARATOR} \x85 end", ""]
     file.write_text("".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
-    assert read_prompts(["first", "second"], file) == ("first", "second", *texts)
+    assert [each.prompt for each in read_prompts(["first", "second"], file)] == ["first", "second", *texts]
+
+
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_line_is_text_or_a_string_or_an_object(bom: bytes, end: bytes, tmp_path: Path) -> None:
+    lines = [
+        "  def grün(x):\t",
+        "3",
+        "[1]",
+        "true",
+        '"a\\tb"',
+        "",
+        '{"prompt": "x", "seed": 4, "max_tokens": 5, "temperature": 0, "top_k": 3, "stop": "e"}',
+        '{"prompt": "", "top_p": 0.5, "repetition_penalty": 1.2, "stop": ["a", "b"]}',
+    ]
+    file = tmp_path / "prompts"
+    file.write_bytes(bom + end.join(line.encode() for line in lines) + end)
+    found = read_prompts([], file)
+    assert [each.prompt for each in found] == [*lines[:4], "a\tb", "x", ""]
+    assert found[5] == Prompt("x", seed=4, max_tokens=5, temperature=0, top_k=3, stop="e")
+    assert (found[5].stops, found[6].stops, found[0].stops) == (("e",), ("a", "b"), None)
+
+
+def test_standard_input_holds_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'one\n"two"\n'), encoding="ascii"))
+    assert [each.prompt for each in read_prompts(["zero"], Path("-"))] == ["zero", "one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"ok\ngr\xfcn\n", "line 2 holds byte 0xfc, which is not UTF-8; save the file as UTF-8"),
+        ("ok\n".encode("utf-16"), "line 1 holds byte 0xff, which is not UTF-8; save the file as UTF-8"),
+        (b"ok\na\0b\n", "line 2: character 1 is NUL; remove it"),
+        (b" \n\n", "there is no prompt"),
+    ],
+)
+@pytest.mark.parametrize("stdin", [False, True])
+def test_prompts_that_are_no_text_are_refused(
+    data: bytes, message: str, stdin: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "prompts"
+    file.write_bytes(data)
+    with file.open(encoding="ascii") as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        with pytest.raises(ArgumentError, match=message):
+            read_prompts([], Path("-") if stdin else file)
+
+
+@pytest.mark.parametrize("option", ["--prompt", "--stop"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gr\udcfcn", "character 2 is byte 0xfc, which is not UTF-8; give text in UTF-8"),
+        ("\ud83d", "character 0 is half of a surrogate pair (U+D83D), which is no character; give text in UTF-8"),
+        ("a\0", "character 1 is NUL; remove it"),
+    ],
+)
+def test_text_of_the_command_line_that_is_no_text(option: str, text: str, message: str) -> None:
+    assert f"{option}: {message}" in refused(TWO, "--prompt", "x", "--stop", "y", *(option, text)).replace(" 1:", ":")
+
+
+def test_an_empty_prompt_needs_a_token_that_begins_a_text(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "target"
+    shutil.copytree(pair[0], folder)
+    fields = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in fields.items() if k != "eos_token"}))
+    said = refused(TWO, "--prompt", "x", "--prompt", "", "--plain", "--set", f"model.target={folder}")
+    assert "prompt 1: the prompt is empty and the tokenizer has no token that begins a text; give a prompt" in said
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "prompts").write_text("x\n")
+    (tmp_path / "model").mkdir()
+    for option in ("--prompts=~/none", "--resume=~/none"):
+        assert f"{tmp_path}/none" in refused(TWO, option)
+    assert f"{tmp_path}/none.yaml" in refused("~/none.yaml", "--prompt", "x")
+    said = refused(TWO, "--prompts=~/prompts", "--set", "model.target=~/model")
+    assert f"{tmp_path}/model: has no config.json" in said
+    assert "~nobody-of-this-name/x" in refused("~nobody-of-this-name/x", "--prompt", "x")
+    assert find_weights("~/w.safetensors") == tmp_path / "w.safetensors"
+    nvme = NvmeSpec(path=Path("~/kv"), size=1 << 20)
+    assert budget_of(TierSpec(hbm=1 << 20, nvme=nvme)).path == tmp_path / "kv"
+    with pytest.raises(RendezvousError, match=re.escape(str(tmp_path / "c.key_secret"))):
+        load_curve(CurveSpec(secret=Path("~/c.key_secret"), allow=Path("~/keys")))
 
 
 def test_run_sends_text_to_generate() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from paceline.pipeline.speculation.window import Coupling, Window
 from paceline.runtime.language.home import HomeWorker
 from paceline.runtime.language.live import Live, TextLog
 from paceline.runtime.language.result import LanguageResult
+from paceline.runtime.language.spec import SessionOptions
 from paceline.runtime.language.worker import LanguageWorker
 from paceline.stages.lm.text_stream import TextStream
 from paceline.stages.lm.tokenizer import Tokenizer
+from paceline.stages.sampling_params import SamplingParams
 from tests.runtime.language.cluster import Cluster, generate, language, serial, spec_of, texts
 
 Pair = tuple[Path, Path]
@@ -167,6 +170,43 @@ def test_the_end_of_text(pair: Pair, tmp_path: Path) -> None:
         first = result.sessions[0]
         assert first.finish_reason == "eos"
         assert first.token_ids == tokens[: tokens.index(end) + 1]
+
+
+# -- options of each session -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verifiers", [1, 2])
+def test_sessions_with_options_of_their_own(pair: Pair, verifiers: int) -> None:
+    """Side by side they are what each is alone, in every way of running it."""
+    keys = {"speculation__window": 3, "speculation__depth": 2, "speculation__hedge": 3}
+    topology = language(pair, verifiers, **keys)
+    own = (
+        SessionOptions(SamplingParams(1.0), 20),
+        SessionOptions(SamplingParams(0.0), 9, seed=5),
+        SessionOptions(SamplingParams(0.6, top_k=4, repetition_penalty=1.3), 14, ("e",), 6),
+        SessionOptions(SamplingParams(1.0), 1, seed=6),
+    )
+    spec = replace(spec_of(topology, PROMPTS, ignore_eos=True), own=own)
+    result = generate(spec)
+    assert texts(result) == texts(serial(spec))
+    for session, (prompt, options) in enumerate(zip(PROMPTS, own, strict=True)):
+        seed = spec.session_seed(session)
+        alone = replace(
+            spec, prompts=(prompt,), own=(), sampling=options.sampling, max_tokens=options.max_tokens, stop=options.stop
+        )
+        alone = replace(alone, own=(replace(alone.options(0), seed=seed),))
+        assert texts(serial(alone)) == texts(result)[session : session + 1]
+
+
+def test_a_greedy_session_beside_others_that_reject(pair: Pair) -> None:
+    keys = {"speculation__window": 3, "speculation__depth": 2, "speculation__hedge": 2}
+    topology = language(pair, speculation__coupling="rejection", **keys)
+    own = tuple(SessionOptions(SamplingParams(t, coupling=Coupling.rejection), 16) for t in (0.0, 1.0, 1e-38, 0.8))
+    spec = replace(spec_of(topology, PROMPTS, ignore_eos=True), own=own)
+    result, reference = generate(spec), serial(spec)
+    assert [texts(result)[n] for n in (0, 2)] == [texts(reference)[n] for n in (0, 2)]
+    assert [len(text.token_ids) for text in result.sessions] == [16] * 4
+    assert counted(result, "accepted") > 0
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------
