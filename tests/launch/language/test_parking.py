@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-from paceline.launch.errors import ArgumentError
-from paceline.launch.language.parking import sampling_of
-from paceline.runtime.language.parked import ParkedSession, session_folder
+from paceline.runtime.language.parked import session_folder
 from paceline.tiers.checksum import crc32c
 from tests.harness import ROOT
 from tests.launch.language.runs import command
@@ -120,15 +118,3 @@ def test_a_flipped_bit_of_a_session_file_is_found(models: list[str], tmp_path: P
     file.write_bytes(file.read_bytes().replace(b"12345", b"12344"))
     code, output, errors = invoke("generate", TWO, *given(models), "--resume", str(tmp_path))
     assert (code, output) == (2, "") and "is damaged, its CRC-32C is wrong; remove" in errors
-
-
-def test_a_resumed_session_is_drawn_as_it_was() -> None:
-    sessions = [
-        ParkedSession(number, 1, [1, 2], "length", 1, {"temperature": heat}) for number, heat in enumerate((0.2, 0.3))
-    ]
-    asked: dict[str, float | None] = {"temperature": None, "top_k": None}
-    assert sampling_of(asked, []) == {"temperature": 0.7, "top_k": 0}
-    assert sampling_of(asked, sessions[:1]) == {"temperature": 0.2, "top_k": 0}
-    assert sampling_of({"temperature": 0.0}, sessions) == {"temperature": 0.0}
-    with pytest.raises(ArgumentError, match=r"--temperature 0.2 and 0.3; name one for all"):
-        sampling_of(asked, sessions)
