@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from paceline.pipeline.problem import KeyPath, Problem
+from paceline.pipeline.yaml11 import number_of, surprise
 
 __all__ = ["Document", "parse_yaml"]
 
@@ -154,6 +155,13 @@ class _Builder:
         except (yaml.YAMLError, ValueError, LookupError, ArithmeticError):
             value = None
             self._problem(node, path, f"{node.value[:40]!r} is no {kind}", "write a plain number or text")
+        if isinstance(node, yaml.ScalarNode) and node.style is None and value is not None:
+            surprising = surprise(node.value, value)
+            if surprising is not None:
+                self._problem(node, path, *surprising)
+                return None
+            number = number_of(node.value) if kind == "str" else None
+            value = value if number is None else number
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             self._problem(node, path, "is too large a number", "write one that fits 64 bits")
             return None

@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paceline.pipeline.document import parse_yaml
 from paceline.pipeline.load import check_topology, load_topology
 from paceline.pipeline.placement import Placement
 from paceline.pipeline.problem import TopologyError
@@ -303,6 +304,65 @@ def test_deep_nesting_is_a_problem(depth: int, tmp_path: Path) -> None:
 
 def test_endless_nesting_is_a_problem(tmp_path: Path) -> None:
     assert problems(tmp_path, "a: " + "[" * 20_000) == ["FILE:1: topology: is nested too deeply; write a flat topology"]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("1:30", "is 1:30, which YAML 1.1 reads as 90 (base 60); write 90, or '1:30' in quotes for text"),
+        ("1:30.5", "is 1:30.5, which YAML 1.1 reads as 90.5 (base 60); write 90.5, or '1:30.5' in quotes for text"),
+        ("010", "is 010, which YAML 1.1 reads as 8 (base 8); write 8 or 10, or '010' in quotes for text"),
+        ("-0_7", "is -0_7, which YAML 1.1 reads as -7 (base 8); write -7 or -7, or '-0_7' in quotes for text"),
+        (
+            "1_000",
+            "is 1_000, which YAML 1.1 reads as 1000 and YAML 1.2 as text; write 1000, or '1_000' in quotes for text",
+        ),
+        ("0b11", "is 0b11, which YAML 1.1 reads as 3 (base 2); write 3, or '0b11' in quotes for text"),
+        ("on", "is on, which YAML 1.1 reads as true; write true, or 'on' in quotes for text"),
+        ("No", "is No, which YAML 1.1 reads as false; write false, or 'No' in quotes for text"),
+    ],
+)
+def test_what_yaml_1_1_reads_as_something_else_is_a_problem(value: str, said: str, tmp_path: Path) -> None:
+    for key in ("deadline_ms", "name", "deterministic"):
+        text = WORLD.replace("name: world", "name: world\n") + f"{key}: {value}\n"
+        if key == "name":
+            text = WORLD.replace("name: world", f"name: {value}")
+        assert [line for line in problems(tmp_path, text) if line.endswith(f": {key}: {said}")]
+    _, found = check_topology(SHIPPED[0], [f"seed={value}"])
+    assert [str(problem) for problem in found] == [f"--set seed: seed: {said}"]
+    # In quotes it is text, which a name may be as long as its letters are.
+    path = tmp_path / "quoted.yaml"
+    path.write_text(WORLD.replace("name: world", f"name: '{value.replace(':', '.')}'"))
+    assert load_topology(path).name == value.replace(":", ".")
+
+
+@pytest.mark.parametrize(("value", "number"), [("1e3", 1000.0), ("2.5e1", 25.0), ("1.0e+2", 100.0), ("5E-1", 0.5)])
+def test_a_power_of_ten_is_a_number(value: str, number: float, tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text(WORLD + f"deadline_ms: {value}\n")
+    assert load_topology(path).deadline_ms == number
+    assert load_topology(path, [f"deadline_ms={value}"]).deadline_ms == number
+    assert parse_yaml(f"'{value}'", "FILE").data == value
+
+
+@pytest.mark.parametrize(
+    "value", ["true", "False", "0", "-7", "0x1F", "0.5", ".5", "null", "~", "2024-01-01", "1e", "x:1"]
+)
+def test_what_every_yaml_reads_the_same_is_left_alone(value: str) -> None:
+    document = parse_yaml(f"a: {value}", "FILE")
+    assert document.problems == []
+    wanted = {
+        "true": True,
+        "False": False,
+        "0": 0,
+        "-7": -7,
+        "0x1F": 31,
+        "0.5": 0.5,
+        ".5": 0.5,
+        "null": None,
+        "~": None,
+    }
+    assert document.data == {"a": wanted.get(value, value)}
 
 
 # -- any file gives problems or a topology, and never an exception ----------------------------------------------------
