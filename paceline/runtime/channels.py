@@ -11,11 +11,11 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from paceline.pipeline.credits import CreditLedger
 from paceline.pipeline.topology import Transport
 from paceline.runtime.errors import ChannelError, OversizedError, WireError
+from paceline.runtime.route import Route
 from paceline.runtime.wire import canonical
 from paceline.stages.item import Item
 
@@ -23,14 +23,6 @@ __all__ = ["ChannelStatistics", "Deliver", "Inlet", "LocalInlet", "LocalOutlet",
 
 Deliver = Callable[[Item, "Inlet"], None]
 """Hands an arrived item to the worker's inbox; called from any thread."""
-
-
-class Route(NamedTuple):
-    """The index of an edge in the topology, and the ranks that it joins."""
-
-    edge: int
-    source: int
-    target: int
 
 
 @dataclass(frozen=True, slots=True)

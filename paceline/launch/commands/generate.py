@@ -15,8 +15,8 @@ from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyF
 from paceline.launch.commands.run import LAUNCHED
 from paceline.launch.errors import ArgumentError, RunFailedError
 from paceline.launch.failure import Failure
-from paceline.launch.files import check_curve
 from paceline.launch.folders import make_writable
+from paceline.launch.language.check import check_generation
 from paceline.launch.language.prompts import read_prompts
 from paceline.launch.language.request import Asked, make_spec
 from paceline.launch.summary import Summary
@@ -120,12 +120,7 @@ def generate(
             raise ArgumentError("--serial runs in one process; start it with `paceline generate`, without torchrun")
         spec, warnings = make_spec(loaded, asked, resumed, ignore_eos=ignore_eos, plain=plain, serial=serial)
         spec = replace(spec, out=None if out is None else out.resolve(), park=None if park is None else park.resolve())
-        # Imported here: torch and Transformers take seconds, and what is wrong above should not wait for them.
-        from paceline.launch.language.check import check_generation
-
         check_generation(spec)
-        if not serial:
-            check_curve(loaded)
         if spec.out is not None:
             make_writable(f"--out {spec.out}", spec.out)
     except (TopologyError, ArgumentError) as error:
@@ -134,6 +129,7 @@ def generate(
         if first:
             raise
         raise typer.Exit(2) from None
+    # Imported here: it brings torch, and what is wrong above should not wait for it.
     from paceline.launch.language.start import start
 
     summary = start(spec, launched, not quiet and not as_json, hang_timeout, debug)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from paceline.launch.errors import ArgumentError
 from paceline.launch.files import check_curve
-from paceline.launch.language.parking import check_parking
-from paceline.launch.language.tiers import check_tiers_hold
 from paceline.pipeline.topology import StageKind
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.stages.lm.folder import ModelFolderError
-from paceline.stages.lm.layer_run import even_runs
 
 __all__ = ["check_generation"]
 
@@ -23,6 +20,11 @@ def check_generation(spec: GenerateSpec) -> None:
         tokenizer = models.tokenizer()
     except (ModelFolderError, ValueError) as error:
         raise ArgumentError(str(error)) from error
+    # Imported here, as they bring torch: what is wrong with a folder should not wait for it.
+    from paceline.launch.language.parking import check_parking
+    from paceline.launch.language.tiers import check_tiers_hold
+    from paceline.stages.lm.layer_run import even_runs
+
     lengths = []
     for number in range(len(spec.prompts)):
         try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from paceline.pipeline.placement import Placement
 from paceline.pipeline.topology import StageKind, Topology
-from paceline.runtime.channels import Route
+from paceline.runtime.route import Route
 
 __all__ = ["Roles"]
 

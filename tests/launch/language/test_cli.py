@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -224,3 +225,21 @@ def test_plan_says_who_does_what(path: str) -> None:
     assert code == 0
     assert "rank 0" in output
     assert "drafter" in output
+
+
+@pytest.mark.parametrize(("reasons", "code"), [(("failed", "failed"), 1), (("failed", "length"), 0), (("eos",) * 2, 0)])
+def test_a_run_of_which_nothing_came_has_failed(
+    reasons: tuple[str, ...], code: int, models: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The summary is printed all the same."""
+
+    def ended(*_: object) -> dict[str, Any]:
+        sessions = [{"finish_reason": reason} for reason in reasons]
+        return {"sessions": sessions, "warnings": ["session 0 failed: no room"] if "failed" in reasons else []}
+
+    monkeypatch.setattr("paceline.launch.language.start.start", ended)
+    found, output, errors = invoke("generate", TWO, *models, "--prompt", "x", "--prompt", "y", "--json")
+    assert found == code
+    assert [session["finish_reason"] for session in json.loads(output)["sessions"]] == list(reasons)
+    assert ("every session failed: session 0 failed: no room" in errors) == (code == 1)
+    assert "Traceback" not in errors

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from paceline.runtime.language.serial import generate_serial
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.stages.sampling_params import SamplingParams
 from tests.harness import ROOT
-from tests.launch.language.runs import GenerateRun, command
+from tests.launch.language.runs import PACELINE, GenerateRun, command
 
 TWO = str(ROOT / "topologies" / "speculate-2.yaml")
 THREE = str(ROOT / "topologies" / "speculate-3.yaml")
@@ -59,6 +62,23 @@ def check_names(summary: dict[str, Any]) -> None:
             at = at[int(part)] if part.isdigit() else at[part]
         assert names <= at.keys(), path
     assert set(summary["waits_s"]) == {f"{rank['role']} {rank['rank']}" for rank in summary["ranks"]}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_text_reaches_a_pipe_as_it_was_decoded(encoding: str, models: list[str]) -> None:
+    """One session streams; with two, texts are printed at the end. Prompts come by standard input."""
+    prompt = "all:\n\tgcc -o größer\r\n[b]:smile:  "
+    lines = [json.dumps({"prompt": prompt, "max_tokens": 12, "seed": 7, "temperature": 1})]
+    lines += ["def f(x):"] if encoding == "ascii" else []
+    done = subprocess.run(
+        [*PACELINE, TWO, *models, "--prompts", "-", "--serial", "--max-tokens", "3"], cwd=ROOT, timeout=100,
+        input="\n".join(lines).encode(), capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    topology = load_topology(Path(TWO), models[1::2])
+    spec = GenerateSpec(topology, (prompt,), 12, 7, SamplingParams(1.0))
+    text = generate_serial(spec, Models.of(spec), None).sessions[0].text
+    assert (prompt + text + "\n").encode(encoding, "backslashreplace") in done.stdout
 
 
 def test_a_run_in_three_processes(models: list[str]) -> None:
