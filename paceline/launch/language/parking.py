@@ -8,8 +8,6 @@ from paceline.pipeline.topology import StageKind
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.parked import kv_file, parked_folders
 from paceline.runtime.language.spec import GenerateSpec, Resumed
-from paceline.stages.lm.anatomy import kv_shape_of
-from paceline.stages.lm.folder import ModelFolder
 from paceline.stages.lm.identity import weights_identity
 from paceline.stages.lm.layer_run import even_runs
 from paceline.stages.lm.rank_tiers import RankTiers
@@ -37,12 +35,11 @@ def check_parking(spec: GenerateSpec, models: Models) -> None:
     _check_folder(spec)
     if not spec.resumed:
         return
-    folder = ModelFolder.read(models.target)
     ranks = 1 if spec.serial else spec.topology.groups[verify.group].ranks
-    dtype = folder.dtype_on(spec.topology.groups[verify.group].device)
+    dtype = models.plan.folder.dtype_on(spec.topology.groups[verify.group].device)
     identity = weights_identity(models.target)
     wanted = [
-        RankTiers(tiers, identity, rank, ranks).fingerprint(range(*layers), kv_shape_of(folder.config), dtype)
+        RankTiers(tiers, identity, rank, ranks).fingerprint(range(*layers), models.plan.kv_shape, dtype)
         for rank, layers in enumerate(even_runs(models.layers, ranks))
     ]
     for prompt, resumed in zip(spec.prompts, spec.resumed, strict=True):
@@ -52,7 +49,7 @@ def check_parking(spec: GenerateSpec, models: Models) -> None:
                 f"session {resumed.session.number} in {resumed.folder} came to the end of its text; give it a "
                 "--prompt to go on from ('' for the others), or --ignore-eos"
             )
-        if max(tokens) >= models.vocab:
+        if max(tokens) >= models.plan.rows:
             raise ArgumentError(f"{resumed.folder}: token {max(tokens)} is not one of this model; take its own")
         _check_kv(resumed, wanted)
 

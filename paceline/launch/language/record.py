@@ -15,8 +15,6 @@ from paceline.pipeline.topology import StageKind, Topology
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.serial import generate_serial
 from paceline.runtime.language.spec import GenerateSpec
-from paceline.stages.lm.anatomy import kv_shape_of
-from paceline.stages.lm.folder import ModelFolder
 from paceline.stages.lm.rank_tiers import RankTiers
 from paceline.stages.sampling_params import SamplingParams
 from paceline.tiers.attention import Query
@@ -90,8 +88,7 @@ def record_generation(
     verify = next(stage for stage in topology.stages.values() if stage.kind is StageKind.verify)
     named = topology.tiers.get(verify.group)
     shape = TierSpec(hbm=1, block_size=16 if named is None else named.block_size)
-    config = ModelFolder.read(models.target).config
-    layout = RankTiers(shape, "").layout(models.layers, kv_shape_of(config), torch.float32)
+    layout = RankTiers(shape, "").layout(models.layers, models.plan.kv_shape, torch.float32)
     room = (layout.blocks(longest + topology.speculation.rows) + _SPARE) * layout.layers
     # Everything fits, and every step is measured.
     tiers = TierSpec(hbm=room * layout.block_nbytes, block_size=shape.block_size, refresh=1)

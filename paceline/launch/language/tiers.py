@@ -11,8 +11,6 @@ from paceline.pipeline.topology import StageKind
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.settings import first_settings
 from paceline.runtime.language.spec import GenerateSpec
-from paceline.stages.lm.anatomy import kv_shape_of
-from paceline.stages.lm.folder import ModelFolder
 from paceline.stages.lm.layer_run import even_runs
 from paceline.stages.lm.rank_tiers import RankTiers
 from paceline.stages.tier_spec import budget_of, nvme_folder
@@ -32,18 +30,17 @@ def check_tiers_hold(spec: GenerateSpec, models: Models, prompts: Sequence[int])
     for stage in topology.stages.values():
         tiers = topology.tiers.get(stage.group)
         drafts = stage.kind is StageKind.draft
-        folder = models.draft if drafts else models.target
-        if tiers is None or folder is None or (drafts and spec.plain):
+        plan = models.draft_plan if drafts else models.plan
+        if tiers is None or plan is None or (drafts and spec.plain):
             continue
         key = f"tiers.{stage.group}"
         if tiers.nvme is not None:
             make_writable(f"{key}.nvme.path: {tiers.nvme.path}", nvme_folder(tiers.nvme))
-        found = ModelFolder.read(folder)
         ranks = 1 if spec.serial else topology.groups[stage.group].ranks
-        first, last = even_runs(found.layers, ranks)[0]
-        dtype = found.dtype_on(topology.groups[stage.group].device)
-        layout = RankTiers(tiers, "").layout(last - first, kv_shape_of(found.config), dtype)
+        first, last = even_runs(plan.layers, ranks)[0]
+        dtype = plan.folder.dtype_on(topology.groups[stage.group].device)
         try:
+            layout = RankTiers(tiers, "").layout(last - first, plan.kv_shape, dtype)
             stored = None if tiers.bits is None else stored_nbytes(layout, tiers.bits)
             slots = budget_of(tiers).slots(layout, stored)
         except (TierError, ValueError) as error:

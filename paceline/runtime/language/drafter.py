@@ -39,9 +39,11 @@ class DraftWorker(LanguageWorker):
         progress: Progress,
         stage: DraftStage | NgramStage,
         eos: frozenset[int],
+        longest: int | None = None,
     ) -> None:
+        """`longest`: positions that the drafter's model takes; None where nothing bounds it."""
         super().__init__(spec, rank, endpoint, progress)
-        self._stage, self._eos = stage, eos
+        self._stage, self._eos, self._longest = stage, eos, longest
         self._cores: dict[int, DrafterCore] = {}
         self._settings = first_settings(spec.topology.speculation)
         self._spec = spec
@@ -106,10 +108,14 @@ class DraftWorker(LanguageWorker):
     def _open(self, opened: Opened) -> None:
         if opened.session in self._cores:
             self._close(opened.session)
+        # The token behind the longest sequence can still be drafted.
+        limit = opened.limit if self._longest is None else min(opened.limit, self._longest + 1)
+        if len(opened.tokens) >= limit:
+            return
         s = self._settings
         coupling = self._spec.options(opened.session).sampling.effective_coupling
         self._cores[opened.session] = DrafterCore(
-            opened.session, opened.tokens, opened.limit, coupling, window=s.window, depth=s.depth,
+            opened.session, opened.tokens, limit, coupling, window=s.window, depth=s.depth,
             hedge=self._width, policy=self.topology.speculation.policy, eos=self._eos,
             forwarded=None if opened.forwarded < 0 else opened.forwarded, epoch=opened.epoch,
         )  # fmt: skip

@@ -43,7 +43,9 @@ class HomeWorker(VerifyWorker):
         prompts: Sequence[Sequence[int]],
         tokenizer: Tokenizer | None,
         log: Path | None,
+        drafts_to: int | None = None,
     ) -> None:
+        """`drafts_to`: positions that the drafter takes; None where nothing bounds it."""
         super().__init__(spec, rank, endpoint, progress, stage, eos)
         self._queue = deque(enumerate(prompts))
         self._tokenizer, self._eos = tokenizer, eos
@@ -56,7 +58,7 @@ class HomeWorker(VerifyWorker):
         self._written: list[int] = []
         runs = len(self.roles.verifiers)
         self._depth = runs if runs == 1 else runs + 1
-        self._drafter = Partner(spec, self.roles, endpoint, self.post)
+        self._drafter = Partner(spec, self.roles, endpoint, self.post, drafts_to)
         self._started_s = self._ended_s = 0.0
         self.post.listen(self.roles.windows, self.roles.drafter)
         if runs > 1:
@@ -114,8 +116,8 @@ class HomeWorker(VerifyWorker):
             spec = self.topology.speculation
             front = Front(
                 session, prompt, options.sampling.effective_coupling, depth=self._depth, policy=spec.policy,
-                patience=spec.patience_ms / 1000, chunk=spec.chunk, drafter=self._drafter.state, now=now(),
-                forwarded=self.spec.held(session),
+                patience=spec.patience_ms / 1000, chunk=spec.chunk, drafter=self._drafter.state_at(len(prompt)),
+                now=now(), forwarded=self.spec.held(session),
             )  # fmt: skip
             self._live[session] = Live(
                 session, prompt, limit, seed, front, self._tokenizer, options.stop, self._log, self._eos,
@@ -154,6 +156,7 @@ class HomeWorker(VerifyWorker):
         if live is None:
             return
         live.front.settled(verdict, now())
+        self._drafter.reached(live.front, verdict.length)
         end = live.commit(verdict) if live.ending is None else None
         self._drafter.judged(verdict)
         self._forget(verdict.session, verdict.closed)

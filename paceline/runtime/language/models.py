@@ -6,11 +6,15 @@ import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from paceline.pipeline.speculation.settings import DrafterKind
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.stages.lm.folder import ModelFolder, ModelFolderError
-from paceline.stages.lm.tokenizer import Tokenizer, check_pair, has_tokenizer
+from paceline.stages.lm.tokenizer import Tokenizer, check_pair
+
+if TYPE_CHECKING:
+    from paceline.stages.lm.blueprint import Blueprint
 
 __all__ = ["Models", "find_folder"]
 
@@ -39,36 +43,48 @@ class Models:
 
     target: Path
     draft: Path | None
-    layers: int
-    vocab: int
-    """Tokens that drafter and target share; no other is ever chosen"""
+    plan: Blueprint
+    """Of the target"""
+    draft_plan: Blueprint | None
     eos: frozenset[int]
-    max_positions: int | None
-    """Longest sequence that the target takes, and the drafter; None where nothing bounds it"""
 
     @classmethod
     def of(cls, spec: GenerateSpec) -> Models:
         """Check the folders. Raises `ModelFolderError`."""
         topology = spec.topology
         target = find_folder(topology.model.target)
-        found = ModelFolder.read(target)
-        draft, limits = None, [_limit(found)]
-        vocab = found.vocab
-        drafts = topology.speculation.drafter is DrafterKind.model and not spec.plain and not spec.serial
-        if drafts:
+        ModelFolder.read(target)
+        # Imported here, as it brings torch: what is wrong with a folder should not wait for it.
+        from paceline.stages.lm.blueprint import Blueprint
+
+        plan = Blueprint.read(target)
+        draft = draft_plan = None
+        if topology.speculation.drafter is DrafterKind.model and not spec.plain and not spec.serial:
             draft = find_folder(topology.model.draft)
-            vocab = check_pair(target, draft)
-            limits.append(_limit(ModelFolder.read(draft)))
-        elif has_tokenizer(target):
-            vocab = min(vocab, Tokenizer.load(target).size)
-        longest = min((limit for limit in limits if limit is not None), default=None)
-        return cls(target, draft, found.layers, vocab, frozenset() if spec.ignore_eos else found.eos_ids, longest)
+            draft_plan = Blueprint.read(draft)
+            check_pair(plan, draft_plan)
+        return cls(target, draft, plan, draft_plan, frozenset() if spec.ignore_eos else plan.folder.eos_ids)
+
+    @property
+    def layers(self) -> int:
+        """Those of the target."""
+        return self.plan.layers
+
+    @property
+    def vocab(self) -> int:
+        """Tokens that the target can give, whoever drafts: rows of its head."""
+        return self.plan.vocab
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence that the target takes; None where nothing bounds it."""
+        return self.plan.max_positions
+
+    @property
+    def draft_positions(self) -> int | None:
+        """Longest sequence that the drafter takes; beyond it the target decodes by itself."""
+        return None if self.draft_plan is None else self.draft_plan.max_positions
 
     def tokenizer(self) -> Tokenizer:
         """The target's. Raises `ModelFolderError`."""
         return Tokenizer.load(self.target)
-
-
-def _limit(found: ModelFolder) -> int | None:
-    limit = getattr(found.config, "max_position_embeddings", None)
-    return None if limit is None else int(limit)

@@ -29,8 +29,13 @@ _ASK_FIRST_S = 0.02
 class Partner:
     """One drafter for all sessions of a run. Where there is none to begin with, everything here does nothing."""
 
-    def __init__(self, spec: GenerateSpec, roles: Roles, endpoint: Endpoint, post: Post) -> None:
+    def __init__(
+        self, spec: GenerateSpec, roles: Roles, endpoint: Endpoint, post: Post, longest: int | None = None
+    ) -> None:
+        """`longest`: positions that it takes; None where nothing bounds it."""
         self._roles, self._endpoint, self._post = roles, endpoint, post
+        self._longest = longest
+        self._outrun = False
         speculation = spec.topology.speculation
         self._present = not spec.plain and speculation.drafter is not DrafterKind.none and speculation.window != 0
         self.tuner = Tuner(speculation, len(roles.verifiers), self._present)
@@ -49,6 +54,19 @@ class Partner:
         if self.lost:
             return DrafterState.lost
         return DrafterState.off if not self._present or self.tuner.settings.off else DrafterState.on
+
+    def state_at(self, length: int) -> DrafterState:
+        """What the front of a session of so many tokens is to know: beyond its limit no window comes."""
+        state = self.state
+        if state is DrafterState.on and self._longest is not None and length > self._longest:
+            self._outrun = True
+            return DrafterState.silent
+        return state
+
+    def reached(self, front: Front, length: int) -> None:
+        """A session has so many tokens now."""
+        if self.state_at(length) is DrafterState.silent:
+            front.set_drafter(DrafterState.silent)
 
     def tell(self, front: Front) -> None:
         """Let a front know. One whose patience ran out waits for a window, as long as that can come."""
@@ -122,6 +140,10 @@ class Partner:
         found = []
         if self._why:
             found.append(self._why)
+        if self._outrun:
+            found.append(
+                f"the drafter takes {self._longest} positions; longer texts were decoded without drafts from there on"
+            )
         if fallbacks:
             found.append(f"the drafter was silent for too long {fallbacks} time(s); the verifier decoded plainly then")
         if self._present and not self.lost and self._roles.drafter not in reported:

@@ -72,7 +72,7 @@ def make_worker(
         if models.draft is not None:
             drafting = Decoder.load(models.draft, device, tiers=tiers_of(topology, rank, models))
             stage, tiers = DraftStage(drafting, params, models.vocab), drafting.tiers
-        drafter = DraftWorker(spec, rank, endpoint, progress, stage, models.eos)
+        drafter = DraftWorker(spec, rank, endpoint, progress, stage, models.eos, models.draft_positions)
         drafter.tiers = tiers
         return drafter
     runs = even_runs(models.layers, len(roles.verifiers))
@@ -85,6 +85,8 @@ def make_worker(
     else:
         tokenizer = models.tokenizer()
         prompts = [spec.begin(session, tokenizer) for session in range(len(spec.prompts))]
-        worker = HomeWorker(spec, rank, endpoint, progress, verify, models.eos, prompts, tokenizer, log)
+        worker = HomeWorker(
+            spec, rank, endpoint, progress, verify, models.eos, prompts, tokenizer, log, models.draft_positions
+        )
     worker.tiers = decoder.tiers
     return worker

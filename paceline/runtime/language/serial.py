@@ -107,11 +107,11 @@ def _session(
             failures.append(f"session {number} failed: {error}")
             reason = FinishReason.failed
             break
-        if not can_choose(logits[:, : models.vocab]):
+        if not can_choose(logits):
             failures.append(f"session {number} failed: {NotFinite('the logits hold')}")
             reason = FinishReason.failed
             break
-        row = warp(logits[:, : models.vocab], options.sampling, [tokens])
+        row = warp(logits, options.sampling, [tokens])
         if coupling is Coupling.rejection:
             key = DrawKey(seed, len(tokens))
             token = int(sample(row.to(torch.float64).exp(), uniforms([key], Purpose.plain))[0])

@@ -10,7 +10,7 @@ from torch import nn
 
 from paceline.stages.lm.folder import ModelFolderError
 
-__all__ = ["Anatomy", "Part", "kv_shape_of", "windows_of"]
+__all__ = ["Anatomy", "Part"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Anatomy:
         if not isinstance(base, nn.Module):
             raise ModelFolderError(_odd(kind, "it has no base model"))
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-        depth = int(model.config.num_hidden_layers)
+        depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
         found: dict[str, Part] = {}
         layers: nn.ModuleList | None = None
         for name, child in base.named_children():
@@ -57,7 +57,7 @@ class Anatomy:
                 layers = child
         missing = [role for role in ("embedding", "layers", "norm") if role not in found]
         head_name = next((name for name, child in model.named_children() if child is head), None)
-        if missing or head_name is None or layers is None:
+        if missing or head_name is None or not layers:
             raise ModelFolderError(_odd(kind, f"no {missing[0] if missing else 'head'} was found"))
         stem = found["layers"].name
         return cls(
@@ -84,7 +84,7 @@ class Anatomy:
             yield self.head
 
 
-def _role(name: str, child: nn.Module, embedding: object, depth: int) -> str | None:
+def _role(name: str, child: nn.Module, embedding: object, depth: object) -> str | None:
     if child is embedding:
         return "embedding"
     if isinstance(child, nn.ModuleList) and len(child) == depth:
@@ -102,31 +102,3 @@ def _role(name: str, child: nn.Module, embedding: object, depth: int) -> str | N
 
 def _odd(kind: str, why: str) -> str:
     return f"{kind} is built in a way that is not understood: {why}; Llama, Qwen3, GPT-2 and models of their build run"
-
-
-def windows_of(config: Any) -> tuple[int | None, ...]:
-    """By layer, how many keys a query sees, itself included (sliding window); None: all.
-
-    Raises `ModelFolderError` for layers that are neither full nor sliding attention.
-    """
-    depth = int(config.num_hidden_layers)
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if not kinds:
-        return (None if window is None else int(window),) * depth
-    odd = sorted(set(kinds) - {"full_attention", "sliding_attention"})
-    if odd:
-        raise ModelFolderError(
-            f"`{config.model_type}` has layers of kind {', '.join(odd)}; only full_attention and sliding_attention run"
-        )
-    if "sliding_attention" in kinds and window is None:
-        raise ModelFolderError("config.json names sliding_attention layers but no sliding_window; it can't be meant so")
-    width = None if window is None else int(window)
-    return tuple(width if kind == "sliding_attention" else None for kind in kinds)
-
-
-def kv_shape_of(config: Any) -> tuple[int, int]:
-    """KV heads of a layer, and the size of one head, by the configuration."""
-    heads = int(config.num_attention_heads)
-    size = getattr(config, "head_dim", None) or int(config.hidden_size) // heads
-    return int(getattr(config, "num_key_value_heads", None) or heads), int(size)

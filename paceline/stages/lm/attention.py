@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from paceline.stages.lm.kv_error import KVError
 from paceline.stages.lm.sequence_kv import KV
 from paceline.tiers.errors import BlockLost, TierFull
 
-__all__ = ["IMPLEMENTATION", "Pass", "PassCache", "Segment", "attach"]
+__all__ = ["IMPLEMENTATION", "KeysSeen", "Listener", "Pair", "Pass", "PassCache", "Segment", "attach"]
 
 IMPLEMENTATION = "paceline"
 """The name under which Transformers knows the attention function."""
@@ -75,6 +76,28 @@ class Segment:
             raise KVError(self.kv, None) from error
 
 
+Pair = tuple[Tensor, Tensor]
+"""Keys and values."""
+
+
+class Listener(Protocol):
+    """What layers hand their keys, values and queries to, through their cache and the attention function."""
+
+    def write(self, layer: int, k_HMD: Tensor, v_HMD: Tensor) -> None:
+        """Take in the keys and values `[Hkv, M, D]` of a layer, numbered as in the model."""
+
+    def attend(
+        self,
+        layer: int,
+        q_HMD: Tensor,
+        scale: float | None,
+        mask: object = None,
+        kv: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Attention `[1, M, H, D]` of all rows; `mask` is what the layer was given for one, and `kv` are the keys and
+        values `[1, Hkv, M, D]` that it means."""
+
+
 class Pass:
     """The segments of one forward, and the rank's own numbering of its layers."""
 
@@ -91,12 +114,21 @@ class Pass:
         for segment in self.segments:
             segment.write(layer - self.first_layer, k_HMD, v_HMD)
 
-    def attend(self, layer: int, q_HMD: Tensor, scale: float | None) -> Tensor:
-        """Attention `[1, M, H, D]` of all rows."""
+    def attend(
+        self,
+        layer: int,
+        q_HMD: Tensor,
+        scale: float | None,
+        mask: object = None,
+        kv: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Attention `[1, M, H, D]` of all rows over their KV as it was written; contiguous, as models take it to be."""
+        if mask is not None:
+            raise NotImplementedError("a layer brought a mask of its own, which is not supported")
         index = layer - self.first_layer
         window = self.windows[index]
         parts = [segment.attend(index, q_HMD, scale, window) for segment in self.segments]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).transpose(1, 2)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).transpose(1, 2).contiguous()
 
 
 class PassCache(Cache):
@@ -104,7 +136,7 @@ class PassCache(Cache):
 
     def __init__(self) -> None:
         super().__init__(layers=[])
-        self.current: Pass | None = None
+        self.current: Listener | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Write new keys and values `[1, Hkv, M, D]`; gives them back, as attention reads them where they are kept."""
@@ -137,9 +169,34 @@ def _attention(
     for name in _CHANGES_SCORES:
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"{type(module).__name__} asks for `{name}`, which is not supported")
-    found: Pass = cache.current
-    return found.attend(int(module.layer_idx), query[0], scaling), None  # type: ignore[arg-type]
+    found: Listener = cache.current
+    return found.attend(int(module.layer_idx), query[0], scaling, attention_mask, (key, value)), None  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class KeysSeen:
+    """Takes the place of a mask where a model's own forward makes one: which keys a query sees, itself included."""
+
+    window: int | None
+    """So many; None: all before it."""
+    understood: bool
+    """Whether the mask is causal, or a sliding window of this size, and nothing else."""
+
+
+def _keys_seen(*args: Any, mask_function: Any = None, local_size: int | None = None, **kwargs: Any) -> KeysSeen:
+    """The function that Transformers calls for a mask. What `mask_function` answers decides, not what it is called."""
+    size = local_size or 64
+    queries = torch.tensor([0, 1, size - 1, size, size + 1, 2 * size, 3 * size + 1, 7 * size + 5])
+    distances = torch.tensor([-2, -1, 0, 1, 2, size - 1, size, size + 1, 2 * size, 5 * size])
+    keys = queries[:, None] - distances
+    expected = (distances >= 0) & (distances < size) if local_size else distances >= 0
+    try:
+        found = mask_function(torch.tensor(0), torch.tensor(0), queries[:, None], keys)
+    except Exception:  # masks that look positions up in a table of their own
+        return KeysSeen(local_size, False)
+    right = (found == expected) | (keys < 0)
+    return KeysSeen(local_size, bool(torch.as_tensor(right).all()))
 
 
 AttentionInterface.register(IMPLEMENTATION, _attention)
-AttentionMaskInterface.register(IMPLEMENTATION, lambda *args, **kwargs: None)
+AttentionMaskInterface.register(IMPLEMENTATION, _keys_seen)

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from paceline.stages.lm.attention import Segment
+from paceline.stages.lm.blueprint import Blueprint
 from paceline.stages.lm.kv_error import KVError, SequenceError
 from paceline.stages.lm.layer_run import LayerRun
 from paceline.stages.lm.loader import load_run
 from paceline.stages.lm.rank_tiers import RankTiers
+from paceline.stages.lm.self_check import self_check
 from paceline.stages.lm.sequence_kv import KV, SequenceKV
 from paceline.stages.lm.tiered_kv import TieredKV
 from paceline.tiers.errors import TierError
@@ -41,19 +43,17 @@ class Decoder:
     holds. KV that can't be read back is computed again where this run is the first, which knows the tokens.
     """
 
-    def __init__(
-        self, run: LayerRun, vocab: int, hidden: int, rows: int | None = None, tiers: TieredKV | None = None
-    ) -> None:
+    def __init__(self, run: LayerRun, plan: Blueprint, rows: int | None = None, tiers: TieredKV | None = None) -> None:
         if rows is not None and rows < 1:
             raise ValueError(f"rows is {rows}; it has to be at least 1, or None for packed forwards")
-        if rows is not None and rows > 1 and run.mixes_rows:
+        if rows is not None and rows > 1 and plan.mixes_rows:
             raise ValueError(
                 f"rows is {rows}, but the model has experts, which multiply as many rows at once as chose them; take "
                 "rows = 1 (one token at a time), or None for packed forwards"
             )
         self._run = run
         self.rows = rows
-        self.vocab, self.hidden = vocab, hidden
+        self.known, self.vocab, self.hidden = plan.rows, plan.vocab, plan.hidden
         self.first, self.last, self.layers = run.first, run.last, run.layers
         self.max_positions = run.max_positions
         self.device, self.dtype = run.device, run.dtype
@@ -73,11 +73,20 @@ class Decoder:
         rows: int | None = None,
         tiers: RankTiers | None = None,
     ) -> Decoder:
-        """Load layers `[first, last)` (None: all) of the model in a folder; see `load_run` for dtype and errors. Raises
-        `TierError` for tiers that can't be."""
-        run, config = load_run(folder, torch.device(device), dtype, layers)
-        held = None if tiers is None else TieredKV(tiers.manager(run))
-        return cls(run, int(config.vocab_size), int(config.hidden_size), rows, held)
+        """Load layers `[first, last)` (None: all) of the model in a folder, and check them against the model's own
+        forward; see `load_run` for dtype and errors. Raises `TierError` for tiers that can't be."""
+        loaded = load_run(folder, torch.device(device), dtype, layers)
+        run, plan = loaded.run, loaded.plan
+        checked = [cls(run, plan, rows)]
+        small = None if tiers is None else TieredKV(tiers.small(run).manager(run))
+        if small is not None:
+            checked.append(cls(run, plan, rows, small))
+        try:
+            self_check(loaded.reference, run, plan.rows, checked)
+        finally:
+            if small is not None:
+                small.close()
+        return cls(run, plan, rows, None if tiers is None else TieredKV(tiers.manager(run)))
 
     # -- sequences -----------------------------------------------------------------------------------------------------
 
@@ -347,6 +356,10 @@ class Decoder:
         if not right or not len(given) or (not self.first and given.shape[1] != self.hidden):
             wanted = "token ids [n] int64" if self.first else f"hidden states [n, {self.hidden}]"
             raise ValueError(f"got {list(given.shape)} {given.dtype}; this run of layers takes {wanted}, n >= 1")
+        if self.first and (int(given.max()) >= self.known or int(given.min()) < 0):
+            raise ValueError(
+                f"token {int(given.max())} is none of the {self.known} that the model has; take its own tokenizer"
+            )
         if self.max_positions is not None and length + len(given) > self.max_positions:
             raise ValueError(
                 f"{length} + {len(given)} positions pass the model's limit of {self.max_positions}; "

@@ -40,10 +40,12 @@ class _Draws:
 
 class DraftStage:
     """A model that drafts. `params` gives how the tokens of a session are chosen. `vocab` is the number of tokens that
-    drafter and target share: others are never drafted."""
+    the target can give; those that the drafter does not have are never drafted, and where one stands in a text the
+    drafter reads another."""
 
     def __init__(self, decoder: Decoder, params: Callable[[int], SamplingParams], vocab: int) -> None:
         self._decoder, self._params, self._vocab = decoder, params, vocab
+        self._shared = min(vocab, decoder.vocab)
         self._noise = GumbelRows(vocab, decoder.device)
         self._branches = Branches(decoder)
         self._seeds: dict[int, int] = {}
@@ -63,8 +65,8 @@ class DraftStage:
     def step(self, steps: Sequence[tuple[Branch, list[int]]], others: int) -> list[DraftStep]:
         """Draft one token for each branch, given with all tokens before it; name up to `others` alternatives."""
         inputs = [self._branches.new_tokens(branch, tokens) for branch, tokens in steps]
-        batch = [(sequence, torch.tensor(new, dtype=torch.int64)) for sequence, new in inputs]
-        logits = torch.cat(self._decoder.forward(batch, keep=[1] * len(batch)))[:, : self._vocab]
+        batch = [(sequence, self._read(new)) for sequence, new in inputs]
+        logits = torch.cat(self._decoder.forward(batch, keep=[1] * len(batch)))[:, : self._shared]
         if not can_choose(logits):
             # Any distribution may draft, and this one never fails a session of the target's.
             logits = torch.where(torch.isfinite(logits.amax(dim=-1, keepdim=True)), logits, 0.0)
@@ -84,7 +86,10 @@ class DraftStage:
     ) -> list[DraftStep]:
         """The tokens of branches whose sessions have the same parameters, from their logits `[n, V]`."""
         coupling = params.effective_coupling
-        rows = warp(logits, params, [tokens for _, tokens in steps])
+        rows = warp(logits, params, self._contexts(params, [tokens for _, tokens in steps]))
+        if self._shared < self._vocab:
+            # As wide as the target's: the noise and the residual of a rejection are over the same tokens.
+            rows = torch.nn.functional.pad(rows, (0, self._vocab - self._shared), value=-torch.inf)
         keys = [DrawKey(self._seeds[b.session], b.position, b.epoch, b.number) for b, _ in steps]
         drawn = draw(coupling, rows, keys, self._noise)
         if others:
@@ -100,6 +105,16 @@ class DraftStage:
             DraftStep(branch, token, alternative)
             for (branch, _), token, alternative in zip(steps, drawn.tokens, second, strict=True)
         ]
+
+    def _read(self, tokens: list[int]) -> Tensor:
+        """Tokens for the model; one that it does not have is read as the first of its own."""
+        given = torch.tensor(tokens, dtype=torch.int64)
+        return given.masked_fill(given >= self._decoder.known, 0)
+
+    def _contexts(self, params: SamplingParams, texts: Sequence[list[int]]) -> Sequence[list[int]] | None:
+        if params.repetition_penalty == 1.0:
+            return None
+        return [[token for token in tokens if token < self._shared] for tokens in texts]
 
     def settle(self, session: int, length: int, rollback: Rollback | None) -> None:
         """After a verdict: `length` tokens are committed, and `rollback` says what the drafter went back to."""

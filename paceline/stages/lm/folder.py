@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ModelFolder", "ModelFolderError"]
+__all__ = ["ModelFolder", "ModelFolderError", "first_line"]
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -59,22 +59,12 @@ class ModelFolder:
             )
         return cls(path, config, _eos_ids(path, config))
 
-    @property
-    def layers(self) -> int:
-        """How many decoder layers the model has."""
-        return int(self.config.num_hidden_layers)
-
     def dtype_on(self, device_type: str) -> torch.dtype:
         """What weights and KV are on a kind of device: float32 on a CPU, elsewhere what the model was saved in."""
         import torch
 
         saved = getattr(self.config, "dtype", None)
         return saved if device_type != "cpu" and isinstance(saved, torch.dtype) else torch.float32
-
-    @property
-    def vocab(self) -> int:
-        """Rows of the embedding; may be more than the tokenizer has tokens, as embeddings are often padded."""
-        return int(self.config.vocab_size)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -101,7 +91,8 @@ def _config(path: Path, raw: dict[str, Any]) -> Any:
         kind = raw.get("model_type")
         named = f"model_type `{kind}`" if kind else "no model_type"
         raise ModelFolderError(
-            f"{path}/config.json: Transformers can't use it ({named}): {_first_line(error)}"
+            f"{path}/config.json: Transformers can't use it ({named}): {first_line(error)}; download it again, or "
+            "give a model that this version of Transformers has built in"
         ) from error
 
 
@@ -125,6 +116,7 @@ def _eos_ids(path: Path, config: Any) -> frozenset[int]:
     return frozenset(named if isinstance(named, list) else [named])
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of somebody else says, in one line."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paceline.stages.lm.anatomy import Anatomy, kv_shape_of, windows_of
+from paceline.stages.lm.anatomy import Anatomy
 from paceline.stages.lm.attention import Pass, PassCache, Segment, attach
-from paceline.stages.lm.rotary import RotaryTable, rotary_limit, rotary_tables
+from paceline.stages.lm.rotary import RotaryTable, rotary_tables
+from paceline.stages.lm.traits import LayerTraits, kv_shape_of
 
 __all__ = ["LayerRun", "even_runs"]
 
@@ -33,24 +34,31 @@ class LayerRun:
     """Layers `[layers.start, layers.stop)` with the embedding where they are the first and norm and head where they are
     the last. Knows nothing of sequences: a pass brings its segments."""
 
-    def __init__(self, anatomy: Anatomy, config: Any, layers: range, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        traits: Sequence[LayerTraits],
+        max_positions: int | None,
+        layers: range,
+        device: torch.device,
+        dtype: torch.dtype,
+        config: Any,
+    ) -> None:
         self.layers = layers
         self.device, self.dtype = device, dtype
         self.first = layers.start == 0
         self.last = layers.stop == len(anatomy.layers)
-        self.windows = windows_of(config)[layers.start : layers.stop]
-        self._config = config
-        limits = [rotary_limit(config), getattr(config, "max_position_embeddings", None)]
-        if anatomy.positions is not None:
-            limits.append(anatomy.positions.module.num_embeddings)
-        self.max_positions = min((int(limit) for limit in limits if limit is not None), default=None)
+        self.traits = tuple(traits[layers.start : layers.stop])
+        self.windows = tuple(each.window for each in self.traits)
+        self.max_positions = max_positions
         self._embedding = anatomy.embedding.module
         self._positions = anatomy.positions.module if anatomy.positions is not None else None
         self._layers = [anatomy.layers[index].module for index in layers]
         self._norm, self._head = anatomy.norm.module, anatomy.head.module
         self._rotary: list[RotaryTable] = []
         if anatomy.rotary is not None:
-            self._rotary = rotary_tables(anatomy.rotary.module, config, device, dtype)[layers.start : layers.stop]
+            tables = rotary_tables(anatomy.rotary.module, config, len(traits), device, dtype)
+            self._rotary = tables[layers.start : layers.stop]
         self._cache = PassCache()
         for layer in self._layers:
             attach(layer, self._cache)
@@ -71,13 +79,8 @@ class LayerRun:
 
     @property
     def kv_shape(self) -> tuple[int, int]:
-        """KV heads of a layer, and the size of one."""
-        return kv_shape_of(self._config)
-
-    @property
-    def mixes_rows(self) -> bool:
-        """Whether what a row gives may depend, in its last bits, on what other rows hold: experts gather their rows."""
-        return any("expert" in name for layer in self._layers for name, _ in layer.named_modules())
+        """KV heads of a layer, and the size of one. Raises `ModelFolderError` where layers differ."""
+        return kv_shape_of(self.traits)
 
     def embed(self, ids_M: Tensor, positions_M: Tensor) -> Tensor:
         """Hidden states `[1, M, C]` of tokens."""

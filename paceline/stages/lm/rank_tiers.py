@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from paceline.pipeline.tiers import TierSpec
+from paceline.pipeline.tiers import TierMode, TierSpec
 from paceline.stages.lm.layer_run import LayerRun
 from paceline.stages.tier_spec import budget_of, settings_of
 from paceline.tiers.fingerprint import Fingerprint, fingerprint
@@ -14,6 +14,11 @@ from paceline.tiers.layout import Layout
 from paceline.tiers.manager import TierManager
 
 __all__ = ["RankTiers"]
+
+_HBM = 3
+"""Blocks of each layer in hbm in a small size."""
+_POSITIONS = 128
+"""What the tiers in a small size hold, twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,19 @@ class RankTiers:
     rank: int = 0
     """Of the ranks that the model is spread over."""
     world: int = 1
+
+    def small(self, run: LayerRun) -> RankTiers:
+        """The same in a small size, all in memory and exact: for a few tokens, most of whose blocks leave hbm."""
+        layout = self.layout(len(run.layers), run.kv_shape, run.dtype)
+        bytes_of = layout.block_nbytes * layout.layers
+        few = {
+            "hbm": _HBM * bytes_of,
+            "dram": 2 * layout.blocks(_POSITIONS) * bytes_of,
+            "nvme": None,
+            "mode": TierMode.exact,
+            "bits": None,
+        }
+        return replace(self, spec=self.spec.model_copy(update=few))
 
     def layout(self, layers: int, kv_shape: tuple[int, int], dtype: torch.dtype) -> Layout:
         """The blocks of so many layers."""

@@ -8,25 +8,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["RotaryTable", "rotary_limit", "rotary_tables"]
+from paceline.stages.lm.anatomy import Anatomy
+
+__all__ = ["RotaryTable", "position_limit", "rotary_limit", "rotary_tables"]
 
 _BLOCK = 512
 
 
-def rotary_limit(config: Any) -> int | None:
-    """The position from which on a model's frequencies depend on how long the sequence is, if there is one.
+def rotary_limit(module: Any) -> int | None:
+    """The position from which on the frequencies of a model's rotary module depend on how long the sequence is, if
+    there is one.
 
-    Such models (`dynamic`, `longrope`) would give a position another rotation in another batch; below the limit all
-    is well.
+    Such modules (`dynamic`, `longrope`) would give a position another rotation in another batch; below the limit all
+    is well. The module says what it does: the configuration may name what its class ignores.
     """
-    parameters = getattr(config, "rope_parameters", None) or {}
-    by_kind = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
-    limits = [
-        int(found.get("original_max_position_embeddings") or config.max_position_embeddings)
-        for found in by_kind
-        if found.get("rope_type") in ("dynamic", "longrope")
-    ]
-    return min(limits, default=None)
+    kinds = getattr(module, "rope_type", None)
+    config = getattr(module, "config", None)
+    limits = []
+    for kind, name in (kinds if isinstance(kinds, dict) else {None: kinds}).items():
+        if name not in ("dynamic", "longrope"):
+            continue
+        parameters = getattr(config, "rope_parameters", None) or {}
+        parameters = parameters if kind is None else parameters.get(kind) or {}
+        limits.append(parameters.get("original_max_position_embeddings") or module.original_max_seq_len)
+    return min((int(limit) for limit in limits), default=None)
+
+
+def position_limit(anatomy: Anatomy, config: Any) -> int | None:
+    """The longest sequence that a model computes as it was made to; None where nothing bounds it."""
+    limits = [getattr(config, "max_position_embeddings", None)]
+    if anatomy.rotary is not None:
+        limits.append(rotary_limit(anatomy.rotary.module))
+    if anatomy.positions is not None:
+        limits.append(anatomy.positions.module.num_embeddings)
+    return min((int(limit) for limit in limits if limit is not None), default=None)
 
 
 class RotaryTable:
@@ -72,10 +87,10 @@ class RotaryTable:
         return cos[0], sin[0]
 
 
-def rotary_tables(module: Any, config: Any, device: torch.device, dtype: torch.dtype) -> list[RotaryTable]:
+def rotary_tables(module: Any, config: Any, depth: int, device: torch.device, dtype: torch.dtype) -> list[RotaryTable]:
     """The table of each layer of a model: one for all, or one for each kind of layer where the module makes that
     difference (Gemma-3 and OLMo-3 rotate sliding layers otherwise)."""
-    depth, limit = int(config.num_hidden_layers), rotary_limit(config)
+    limit = rotary_limit(module)
     if "layer_type" not in inspect.signature(module.forward).parameters:
         return [RotaryTable(module, device, dtype, limit, None)] * depth
     of_kind = {kind: RotaryTable(module, device, dtype, limit, kind) for kind in sorted(set(config.layer_types))}

@@ -2,113 +2,109 @@
 
 Models differ in what their forward does beside calling the layers: Granite multiplies embeddings, Cohere scales logits,
 Gemma-2 bends them. Running another formula than the model's would give fluent nonsense, so every run of layers is
-checked on a few tokens, whatever its type, with Transformers' eager attention as the reference.
+checked on a few tokens, whatever its type, with Transformers' eager attention as the reference. What is checked is what
+will run: two sequences in a pass, in pieces, over tiers where there are some, beyond sliding windows that are not too
+wide.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from paceline.stages.lm.anatomy import Anatomy
-from paceline.stages.lm.attention import IMPLEMENTATION, Segment
-from paceline.stages.lm.folder import ModelFolderError
+from paceline.stages.lm.folder import ModelFolderError, first_line
 from paceline.stages.lm.layer_run import LayerRun
-from paceline.stages.lm.sequence_kv import SequenceKV
 
-__all__ = ["self_check"]
+__all__ = ["Forwards", "self_check"]
 
 _TOKENS = 12
+_OTHERS = 7
+"""Tokens of the second sequence."""
 _WIDEST_WINDOW = 64
 """Sliding windows up to this size are outrun by the check; wider ones would cost a long prefill."""
 
 
-class _Output:
-    """What a base model gives: hidden states, and None for all else that a head may ask for."""
+class Forwards(Protocol):
+    """What a decoder does; see there."""
 
-    def __init__(self, hidden: Tensor) -> None:
-        self.last_hidden_state = hidden
+    def open(self) -> int:
+        """A new sequence."""
 
-    def __getattr__(self, name: str) -> None:
-        return None
+    def forward(self, batch: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
+        """Append inputs to sequences."""
 
-    def __getitem__(self, index: int) -> Tensor:
-        return (self.last_hidden_state,)[index]
-
-
-class _Given(nn.Module):
-    """Stands in for the base model where only the head is here."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        super().__init__()
-        self._output = _Output(hidden)
-
-    def forward(self, *args: Any, **kwargs: Any) -> _Output:
-        return self._output
+    def close(self, sequence: int) -> None:
+        """Free a sequence."""
 
 
 @torch.inference_mode()
-def self_check(model: Any, anatomy: Anatomy, run: LayerRun) -> None:
-    """Check the embedding and layers of a first run and the head of a last one. Changes `model`, which is only the
-    shell that the parts came in. Raises `ModelFolderError` where the two ways differ or one of them fails."""
-    if not run.first and not run.last:
-        return
-    name, config = type(model).__name__, model.config
+def self_check(model: Any, run: LayerRun, rows: int, decoders: Sequence[Forwards]) -> None:
+    """Check a run of layers as each of these decoders computes it. `model` is the reference, with stand-ins for the
+    parts that are not in the run, and `rows` the number of tokens that it knows.
+
+    Raises `ModelFolderError` where the two ways differ or one of them fails.
+    """
+    name = type(model).__name__
+    one = _given(run, rows, _length(run), model.config)
+    other = _given(run, rows, min(_OTHERS, len(one)), model.config).flip(0)
     try:
-        if run.first:
-            ids = _ids(run, int(config.vocab_size))
-            ours = _ours(run, ids)
-            config._attn_implementation = "eager"
-            theirs = _theirs(model, anatomy, run, ids)
-        else:
-            hidden = torch.arange(_TOKENS * int(config.hidden_size), device=run.device).mul(0.37).sin()
-            hidden = hidden.view(1, _TOKENS, -1).to(run.dtype)
-            ours = run.logits(hidden)
-            setattr(model, model.base_model_prefix, _Given(anatomy.norm.module(hidden)))
-            theirs = model(input_ids=torch.zeros(1, _TOKENS, dtype=torch.int64, device=run.device)).logits[0]
+        theirs = torch.cat([_theirs(model, run, given) for given in (one, other)])
+        for decoder in decoders:
+            ours = _ours(decoder, one, other)
+            # The two ways round differently; another formula differs by far more, also in 16 bits.
+            tolerance = 1e-3 if run.dtype in (torch.float32, torch.float64) else 0.1
+            difference = float((ours.float() - theirs.float()).norm() / theirs.float().norm())
+            if not difference <= tolerance:
+                raise ModelFolderError(
+                    f"{name}: its forward does more than call its layers (results differ by {difference:.1%}); "
+                    "models built like Llama, Qwen3 or GPT-2 run"
+                )
+    except ModelFolderError:
+        raise
     except Exception as error:  # whatever the model's own code raises when it is called in a way it does not know
-        raise ModelFolderError(f"{name} can't be run layer by layer: {error}") from error
-    finally:
-        config._attn_implementation = IMPLEMENTATION
-    # The two ways round differently; another formula differs by far more, also in 16 bits.
-    tolerance = 1e-3 if run.dtype in (torch.float32, torch.float64) else 0.1
-    difference = float((ours.float() - theirs.float()).norm() / theirs.float().norm())
-    if not difference <= tolerance:
         raise ModelFolderError(
-            f"{name}: its forward does more than call its layers (results differ by {difference:.1%}); "
-            "models built like Llama, Qwen3 or GPT-2 run"
-        )
+            f"{name} can't be run layer by layer: {first_line(error)}; models built like Llama, Qwen3 or GPT-2 run"
+        ) from error
 
 
-def _ids(run: LayerRun, vocab: int) -> Tensor:
+def _length(run: LayerRun) -> int:
     windows = [window for window in run.windows if window is not None and window <= _WIDEST_WINDOW]
     count = max([_TOKENS, *(window + 4 for window in windows)])
-    count = min(count, run.max_positions or count)
-    return (torch.arange(count, device=run.device) * 7919 + 11) % vocab
+    return min(count, run.max_positions or count)
 
 
-def _ours(run: LayerRun, ids: Tensor) -> Tensor:
-    """The direct way, in three chunks so that the KV is read too."""
-    kv = SequenceKV(len(run.layers))
-    count = len(ids)
-    given = []
-    for start, stop in ((0, count - 3), (count - 3, count - 1), (count - 1, count)):
-        segments = [Segment(kv, 0, stop - start, start)]
-        positions = run.positions(segments, count - 1)
-        hidden = run.through(run.embed(ids[start:stop], positions), segments, positions)
-        segments[0].commit()
-        given.append(run.logits(hidden) if run.last else hidden[0])
-    return torch.cat(given)
+def _given(run: LayerRun, rows: int, count: int, config: Any) -> Tensor:
+    """Token ids `[n]`, or hidden states `[n, C]` where the run is not the first."""
+    numbers = torch.arange(count, device=run.device)
+    if run.first:
+        return (numbers * 7919 + 11) % rows
+    size = int(config.hidden_size)
+    return torch.arange(count * size, device=run.device).mul(0.37).sin().view(count, size).to(run.dtype)
 
 
-def _theirs(model: Any, anatomy: Anatomy, run: LayerRun, ids: Tensor) -> Tensor:
-    if run.last:
-        whole: Tensor = model(input_ids=ids[None], use_cache=False).logits[0]
-        return whole.float()
-    base = getattr(model, model.base_model_prefix)
-    setattr(base, anatomy.layers_name, nn.ModuleList([anatomy.layers[index].module for index in run.layers]))
-    setattr(base, anatomy.norm.name.rpartition(".")[2], nn.Identity())
-    some: Tensor = base(input_ids=ids[None], use_cache=False).last_hidden_state[0]
-    return some
+def _ours(decoder: Forwards, one: Tensor, other: Tensor) -> Tensor:
+    """The direct way: both sequences in every pass, in three pieces so that the KV is read too."""
+    held = [decoder.open(), decoder.open()]
+    given: tuple[list[Tensor], list[Tensor]] = ([], [])
+    pieces = [torch.split(tokens, _pieces(len(tokens))) for tokens in (one, other)]
+    for pair in zip(*pieces, strict=True):
+        results = decoder.forward([(number, part) for number, part in zip(held, pair, strict=True) if len(part)])
+        for index in (index for index, part in enumerate(pair) if len(part)):
+            given[index].append(results.pop(0))
+    for number in held:
+        decoder.close(number)
+    return torch.cat([*given[0], *given[1]])
+
+
+def _pieces(count: int) -> list[int]:
+    last, middle = min(1, count), min(2, max(0, count - 1))
+    return [count - last - middle, middle, last]
+
+
+def _theirs(model: Any, run: LayerRun, given: Tensor) -> Tensor:
+    named = {"input_ids": given[None]} if run.first else {"inputs_embeds": given[None]}
+    logits: Tensor = model(**named, use_cache=False).logits[0]
+    return logits

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paceline.stages.lm.detokenise import ByteLevelPieces, Pieces, WindowPieces
-from paceline.stages.lm.folder import ModelFolder, ModelFolderError
+from paceline.stages.lm.folder import ModelFolderError
+
+if TYPE_CHECKING:
+    from paceline.stages.lm.blueprint import Blueprint
 
 __all__ = ["Tokenizer", "check_pair", "has_tokenizer"]
 
@@ -99,27 +102,33 @@ class Tokenizer:
         return None if name is None else str(name)
 
 
-def check_pair(target: Path, draft: Path) -> int:
-    """Check that a drafter speaks the target's tokens; returns how many ids both models have.
+def check_pair(target: Blueprint, draft: Blueprint) -> None:
+    """Check that a drafter speaks the target's tokens.
 
-    Embeddings are padded to different sizes in many families, so the tokenizers are compared, where both folders have
-    one, else the embeddings' sizes. Raises `ModelFolderError`.
+    Embeddings are padded to different sizes in many families, and some add a token of their own, so tokenizers are
+    compared, where both folders have one: an id that both have has to be the same token. Without them the embeddings
+    have to be of one size. Raises `ModelFolderError`.
     """
-    folders = (ModelFolder.read(target), ModelFolder.read(draft))
-    shared = min(folder.vocab for folder in folders)
+    one, other = target.folder.path, draft.folder.path
     advice = "take a drafter of the target's own family"
-    if not (has_tokenizer(target) and has_tokenizer(draft)):
-        if folders[0].vocab != folders[1].vocab:
+    if not (has_tokenizer(one) and has_tokenizer(other)):
+        if target.rows != draft.rows:
             raise ModelFolderError(
-                f"{draft} has {folders[1].vocab} tokens and {target} {folders[0].vocab}, and without tokenizers in "
-                f"both folders nobody can tell which are the same; {advice}"
+                f"{other} has {draft.rows} tokens and {one} {target.rows}, and without tokenizers in both folders "
+                f"nobody can tell which are the same; {advice}"
             )
-        return shared
-    ours, theirs = Tokenizer.load(target).vocabulary(), Tokenizer.load(draft).vocabulary()
-    if ours != theirs:
-        odd = min((t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)), key=lambda t: (len(t), t))
+        return
+    ours, theirs = Tokenizer.load(one).vocabulary(), Tokenizer.load(other).vocabulary()
+    by_id = {number: token for token, number in ours.items()}
+    odd = [
+        token
+        for token, number in theirs.items()
+        if ours.get(token, number) != number or by_id.get(number, token) != token
+    ]
+    if odd:
+        token = min(odd, key=lambda t: (len(t), t))
         raise ModelFolderError(
-            f"{draft} and {target} don't share a vocabulary: token {odd!r} is {theirs.get(odd, 'missing')} in the "
-            f"drafter and {ours.get(odd, 'missing')} in the target; {advice}"
+            f"{other} and {one} don't share a vocabulary: token {token!r} is {theirs[token]} in the drafter and "
+            f"{ours.get(token, 'missing')} in the target, which has {by_id.get(theirs[token], 'nothing')!r} there; "
+            f"{advice}"
         )
-    return shared

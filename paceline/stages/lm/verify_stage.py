@@ -33,7 +33,8 @@ class Case:
 
 
 class VerifyStage:
-    """Forwards windows through layers that this rank holds. `params` and `vocab` are as for the drafter's stage."""
+    """Forwards windows through layers that this rank holds. `params` is as for the drafter's
+    stage, `vocab` the number of tokens that the model can give."""
 
     def __init__(self, decoder: Decoder, params: Callable[[int], SamplingParams], vocab: int) -> None:
         self._decoder, self._params, self._vocab = decoder, params, vocab
@@ -99,11 +100,10 @@ class VerifyStage:
                 out[place] = result
                 continue
             session = windows[place].session
-            logits = result[:, : self._vocab]
-            if not can_choose(logits):
+            if not can_choose(result):
                 raise SequenceError(self._sequences[session], NotFinite("the logits hold"))
             # The last row is the carry-over row of the next window, whatever becomes of this one.
-            self._rows[session] = logits[len(logits) - kept :]
+            self._rows[session] = result[len(result) - kept :]
         return out
 
     def rule(self, cases: Sequence[Case]) -> list[Ruling]:

@@ -65,7 +65,7 @@ def test_wrong_arguments_about_a_model(models: list[str], pair: tuple[Path, Path
     assert "--stop: an empty text ends everything" in refused(TWO, *models, "--prompt", "x", "--stop", "")
     long = refused(TWO, *models, "--prompt", "x", "--prompt", "def " * 300, "--max-tokens", "300")
     assert "prompt 1 has " in long
-    assert "and the models take 512; ask for fewer or shorten it" in long
+    assert f"and {pair[0]} takes 512; ask for fewer or shorten it" in long
     many = refused(THREE, *models, "--prompt", "x", "--set", "groups.verifier.ranks=4")
     assert "groups.verifier.ranks: 3 layers can't be cut into 4 runs" in many
     (tmp_path / "empty").mkdir()

@@ -128,7 +128,7 @@ def test_a_forward_that_fails_leaves_all_sequences_as_they_were(saved: Saved, ro
     decoder = Decoder.load(saved.folder, rows=rows)
     good, bad = decoder.open(), decoder.open()
     decoder.forward([(good, tokens(5)), (bad, tokens(5))])
-    with pytest.raises(IndexError):
+    with pytest.raises(ValueError, match=f"token {VOCAB} is none of the {VOCAB} that the model has"):
         decoder.forward([(good, tokens(6, 1)), (bad, torch.tensor([VOCAB]))])
     assert (decoder.length(good), decoder.length(bad)) == (5, 5)
     logits = decoder.forward([(good, tokens(6, 2))])[0]

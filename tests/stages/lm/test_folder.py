@@ -14,7 +14,6 @@ from transformers import T5Config
 
 from paceline.stages.lm.decoder import Decoder
 from paceline.stages.lm.folder import ModelFolder, ModelFolderError
-from paceline.stages.lm.weights import WeightFiles
 
 from .conftest import Saved
 from .models import save_random, tokens
@@ -133,9 +132,6 @@ def test_weights_of_a_bare_base_model(tmp_path: Path) -> None:
     edit(tmp_path / "base" / "config.json", architectures=["GPT2LMHeadModel"])
     one, two = (Decoder.load(tmp_path / name) for name in ("whole", "base"))
     assert torch.equal(one.forward([(one.open(), tokens(5))])[0], two.forward([(two.open(), tokens(5))])[0])
-    files = WeightFiles(tmp_path / "base", "transformer", {"lm_head.weight": "transformer.wte.weight"})
-    assert files.holds(whole.transformer.h[1], "transformer.h.1") and files.holds(whole.lm_head, "lm_head")
-    assert not files.holds(whole.transformer.h[1], "transformer.h.3")
 
 
 def test_which_tokens_end_a_text(folder: Path) -> None:

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from paceline.stages.lm.attention import Pass, Segment
 from paceline.stages.lm.decoder import Decoder
 from paceline.stages.lm.folder import ModelFolderError
+from paceline.stages.lm.sequence_kv import SequenceKV
 
+from .conftest import Saved
 from .models import logits_of, save_random, tokens
 
 RUN: dict[str, tuple[str, dict[str, Any]]] = {
@@ -30,9 +33,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "scaled logits": ("cohere", {"logit_scale": 0.1}, "does more than call its layers"),
     "bent scores": ("gemma2", {}, "asks for `softcap`, which is not supported"),
     "attention sinks": ("gpt_oss", {"num_local_experts": 4}, "asks for `s_aux`, which is not supported"),
-    "attention of its own": ("gptj", {"rotary_dim": 8}, "does more than call its layers"),
+    "attention of its own": ("gptj", {"rotary_dim": 8}, "its attention is one of its own"),
     "another structure": ("opt", {"ffn_dim": 64, "word_embed_proj_dim": 32}, "OPTDecoder.* has no known role"),
-    "no attention": ("mamba", {}, "layers of kind linear_attention"),
+    "no attention": ("mamba", {}, "keeps its state in a way that is no KV cache"),
 }
 
 
@@ -94,3 +97,20 @@ def test_half_precision_on_request(tmp_path: Path) -> None:
     assert decoder.dtype == torch.bfloat16 and logits.dtype == torch.float32
     theirs = logits_of(model, tokens(20)).float()
     assert float((logits - theirs).norm() / theirs.norm()) < 0.02  # a bfloat16 has eight bits
+
+
+def test_attention_is_contiguous_however_many_sequences_are_in_a_pass(llama: Saved) -> None:
+    """Models may call `view` on it."""
+    decoder, seen = Decoder.load(llama.folder), []
+    for module in decoder._run._layers[0].modules():
+        if hasattr(module, "o_proj"):
+            module.o_proj.register_forward_pre_hook(lambda module, args: seen.append(args[0].is_contiguous()))
+    kv = [SequenceKV(3), SequenceKV(3)]
+    one, two = Segment(kv[0], 0, 4, 0), Segment(kv[1], 4, 3, 0)
+    for segments in ([one], [one, two]):
+        passed = Pass(segments, 0, [None] * 3)
+        rows = 7 if len(segments) == 2 else 4
+        passed.write(0, torch.randn(2, rows, 8), torch.randn(2, rows, 8))
+        assert passed.attend(0, torch.randn(4, rows, 8), None).is_contiguous()
+    decoder.forward([(decoder.open(), tokens(3)), (decoder.open(), tokens(5))])
+    assert seen == [True]
