@@ -44,8 +44,6 @@ def run_local(
     `Interrupted`, and leaves no process and no file of the run behind but those in `spec.out`: there is what was done,
     also of a run that ended early.
     """
-    if spec.out is not None:
-        spec.out.mkdir(parents=True, exist_ok=True)
     with RunDir() as run_dir:
         try:
             result = _supervised(spec, run_dir, worker, audience, hang_timeout_s, debug)

@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from paceline.runtime.errors import PacelineError
-from paceline.runtime.result import Decision
+from paceline.runtime.result import JOURNAL_FILE, Decision
+from paceline.runtime.spec import RunSpec
 from paceline.tiers.checksum import crc32c
 
 __all__ = ["Journal", "JournalError", "decode_decision", "encode_decision", "read_decisions"]
@@ -48,6 +49,14 @@ class Journal:
         self._path = path
         self._lines = 0
         self._file = path.open("xb", buffering=0)
+
+    @classmethod
+    def of_run(cls, spec: RunSpec, run_dir: Path) -> Journal:
+        """The journal of a run: in its folder for outputs, which is made where it is missing, else in the run's folder.
+        Raises `OSError`."""
+        if spec.out is not None:
+            spec.out.mkdir(parents=True, exist_ok=True)
+        return cls((spec.out or run_dir) / JOURNAL_FILE)
 
     def add(self, decision: Decision) -> None:
         """Append a decision."""

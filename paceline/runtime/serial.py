@@ -19,7 +19,7 @@ from paceline.pipeline.topology import ContextMode, StageKind, Topology
 from paceline.runtime.clock import now
 from paceline.runtime.journal import Journal
 from paceline.runtime.report import merge, peak_rss_bytes
-from paceline.runtime.result import JOURNAL_FILE, Decision, RankReport, RunResult
+from paceline.runtime.result import Decision, RankReport, RunResult
 from paceline.runtime.session import Session, span_of
 from paceline.runtime.spec import RunSpec
 from paceline.runtime.timeline import Timeline
@@ -187,7 +187,7 @@ def run_serial(
     threads = serial_threads(topology)
     torch.set_num_threads(threads)
     model = load_dit(find_weights(topology.model.weights)) if topology.workload == "world" else None
-    journal = Journal((spec.out or run_dir) / JOURNAL_FILE)
+    journal = Journal.of_run(spec, run_dir)
     sessions = [Session(spec, index, run_dir, decisions, journal.add) for index in range(spec.sessions)]
     recorder = _Recorder(spec, run_dir)
     digests: dict[str, str] = {}

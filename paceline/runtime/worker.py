@@ -28,7 +28,7 @@ from paceline.runtime.lanes import Lanes
 from paceline.runtime.rendezvous import Rendezvous
 from paceline.runtime.report import merge, merge_tiers, peak_rss_bytes
 from paceline.runtime.report_exchange import ReportExchange
-from paceline.runtime.result import JOURNAL_FILE, Decision, RankReport, RunResult
+from paceline.runtime.result import Decision, RankReport, RunResult
 from paceline.runtime.session import Session, span_of
 from paceline.runtime.source_sink import SinkStage, SourceStage
 from paceline.runtime.spec import RunSpec
@@ -76,7 +76,7 @@ class Worker:
         seeds = {session: session_seed(spec.seed, session) for _, session in streams}
         self.coordinator = self.placement.rank_of(self._stage_of(StageKind.source), 0)
         mine = [s for stage, s in streams if topology.stages[stage].kind is StageKind.source]
-        self.journals = [Journal((spec.out or run_dir) / JOURNAL_FILE)] if mine else []
+        self.journals = [Journal.of_run(spec, run_dir)] if mine else []
         self.sessions = {s: Session(spec, s, run_dir, decisions, self.journals[0].add) for s in mine}
         self.tiers: dict[str, TierManager] = {}
         """By denoise stage; a rank's budgets are shared out among its stages, as each may have a thread of its own."""

@@ -71,6 +71,22 @@ def test_a_place_that_can_not_be_written(tmp_path: Path, command: list[str], pla
     assert (tmp_path / "file").stat().st_size == 0
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", WORLD, "--out"],
+        ["run", WORLD, "--replay"],
+        ["generate", TEXT, "--park"],
+        ["trace", "record", TEXT, "--out"],
+    ],
+    ids=["run", "replay", "park", "trace"],
+)
+def test_an_empty_path_is_not_the_working_directory(command: list[str]) -> None:
+    code, shown, errors = invoke(*command, "")
+    assert (code, shown) == (2, "")
+    assert "is empty; name a file or folder" in " ".join(errors.replace("│", " ").split())
+
+
 def test_frames_that_the_disk_can_not_hold(tmp_path: Path) -> None:
     code, _, errors = invoke("run", WORLD, "--frames", "1000000000", "--sessions", "64", "--out", str(tmp_path))
     assert code == 2

@@ -12,7 +12,12 @@ __all__ = ["AsJson", "Debug", "Overrides", "TopologyFile", "as_path"]
 
 
 def as_path(text: str | Path) -> Path:
-    """The path of an argument; `~` and `~user` are home folders, also where the shell left them as they were."""
+    """The path of an argument; `~` and `~user` are home folders, also where the shell left them as they were.
+
+    Raises `typer.BadParameter` for an empty one, which would else be the working directory.
+    """
+    if not str(text):
+        raise typer.BadParameter("is empty; name a file or folder, . for the working directory")
     return Path(os.path.expanduser(text))
 
 
