@@ -20,7 +20,7 @@ from paceline.stages.lm.rank_tiers import RankTiers
 from .zoo_of_models import KINDS, VOCAB, save
 
 RUN = [
-    "afmoe", "apertus", "arcee", "aria_text", "bitnet", "cwm", "ernie4_5", "ernie4_5_moe", "exaone4",
+    "afmoe", "apertus", "arcee", "aria_text", "bitnet", "cwm", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4",
     "exaone_moe", "flex_olmo", "gemma", "gemma3_text", "gemma4_unified_text", "glm", "glm4", "glm4_moe",
     "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neox", "granite", "granitemoe", "granitemoeshared", "helium",
     "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hyperclovax", "internlm3", "iquestcoder", "jais2",
@@ -84,9 +84,8 @@ def tiers_of(plan: Blueprint) -> RankTiers:
     return RankTiers(TierSpec(hbm=2 * block, dram=40 * block, block_size=4), "tiny")
 
 
-def check(kind: str, folder: Path) -> str | None:
-    """Check a type; gives why it was refused."""
-    model = save(kind, folder)
+def check(model: Any, folder: Path) -> str | None:
+    """Check a saved model; gives why it was refused."""
     try:
         plan = Blueprint.read(folder)
     except ModelFolderError as error:
@@ -110,7 +109,7 @@ def check(kind: str, folder: Path) -> str | None:
 @pytest.mark.parametrize("kind", RUN)
 def test_a_type_that_is_accepted_gives_transformers_text(kind: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    assert check(kind, tmp_path) is None
+    assert check(save(kind, tmp_path), tmp_path) is None
 
 
 @pytest.mark.exhaustive
@@ -118,10 +117,12 @@ def test_a_type_that_is_accepted_gives_transformers_text(kind: str, tmp_path: Pa
 def test_all_other_types_are_refused_by_name_or_give_transformers_text(kind: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     try:
-        why = check(kind, tmp_path)
+        model = save(kind, tmp_path)
+    except Exception as error:  # whatever a type's own code raises for sizes that it does not take
+        pytest.skip(f"not built in a small size: {error}")
+    try:
+        why = check(model, tmp_path)
     except ModelFolderError:
         raise AssertionError(f"{kind} was accepted and then refused with its weights") from None
-    except (ValueError, AttributeError, KeyError, TypeError, ImportError) as error:
-        pytest.skip(f"not built in a small size: {error}")
     assert why is not None, f"{kind} runs; add it to RUN"
     assert "give" in why or "models built like" in why or "models of their build run" in why
