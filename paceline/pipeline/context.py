@@ -69,6 +69,7 @@ class Context:
     view: View | None = None
     """What a frame shows; needed where frames are recalled"""
     _recall: Recall | None = field(init=False, default=None)
+    _most_first_steps: int = 64
 
     @classmethod
     def of(cls, spec: ContextSpec, steps: int, prompt: int, end: int, view: View | None = None) -> Context:
@@ -128,6 +129,21 @@ class Context:
             )
         if first_step:
             self.first_steps[frame] = first_step
+            if len(self.first_steps) > self._most_first_steps:
+                self._trim(frame)
+
+    def _trim(self, frame: int) -> None:
+        """Forget where frames began that are so old that it decides about no read any more. A level above all steps
+        in work stands for itself; only `matched` looks at older frames: sinks, those in its window, recalled ones."""
+        oldest = frame - self.steps - 2
+        if self.mode is ContextMode.matched:
+            oldest -= self.reach
+        kept = {old: first for old, first in self.first_steps.items() if old >= oldest}
+        if self.mode is ContextMode.matched:
+            lasting = {*range(self.sinks), *(self._recall.candidates() if self._recall is not None else ())}
+            kept |= {old: self.first_steps[old] for old in lasting if old in self.first_steps}
+        self.first_steps = kept
+        self._most_first_steps = 2 * len(kept) + 64
 
     def earliest_step(self, frame: int) -> int:
         """The first step that `frame` may begin at: at most one before the step that its predecessor began at.

@@ -10,8 +10,10 @@ Poses are the upper left corners of views on a torus, in its units; all arithmet
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cache
+from heapq import heapify, heappop, heapreplace
 
 __all__ = ["Pose", "Recall", "View"]
 
@@ -30,7 +32,7 @@ class View:
 
     def shown(self, own: Pose, other: Pose) -> int:
         """The cells of the view at `own` that the view at `other` shows as well, as bits of a number."""
-        return _shown(self, (other[0] - own[0]) % self.torus, (other[1] - own[1]) % self.torus)
+        return _shown(self)[(other[0] - own[0]) % self.torus][(other[1] - own[1]) % self.torus]
 
     @property
     def whole(self) -> int:
@@ -39,11 +41,15 @@ class View:
 
 
 @cache
-def _shown(view: View, down: int, right: int) -> int:
-    rows = [row for row in range(view.height) if (row - down) % view.torus < view.height]
-    columns = [column for column in range(view.width) if (column - right) % view.torus < view.width]
-    line = sum(1 << column for column in columns)
-    return sum(line << row * view.width for row in rows)
+def _shown(view: View) -> tuple[tuple[int, ...], ...]:
+    """By how far the other view lies below and to the right: the cells that both show."""
+
+    def common(size: int, offset: int) -> list[int]:
+        return [place for place in range(size) if (place - offset) % view.torus < size]
+
+    lines = [sum(1 << column for column in common(view.width, right)) for right in range(view.torus)]
+    rows = [[row * view.width for row in common(view.height, down)] for down in range(view.torus)]
+    return tuple(tuple(sum(line << row for row in below) for line in lines) for below in rows)
 
 
 @dataclass(slots=True)
@@ -98,23 +104,36 @@ class Recall:
         """What `frame` recalls, oldest first. Raises `KeyError` for a frame that was not seen, or long ago."""
         return self._chosen[frame]
 
+    def candidates(self) -> Collection[int]:
+        """The frames that a later one may recall, but for those that are too recent."""
+        return self._candidates.values()
+
     def _choose(self, frame: int, pose: Pose) -> tuple[int, ...]:
         """One after another the frame that is worth most; of equal ones the one that shows most of the view, then the
         newest. A frame that is worth nothing is not recalled."""
-        shown = [(self.view.shown(pose, place), other) for place, other in self._candidates.items()]
-        shown = [(cells, other) for cells, other in shown if cells]
         lookers = _Lookers(self.view.whole)
         near = [place for other, place in self._recent if other < self.sinks or other >= frame - self.window]
         for place in [*self._sinks, *near]:
             lookers.add(self.view.shown(pose, place))
+        # What a frame is worth only falls while others are chosen, so the best of the old values is looked at again,
+        # until one stays the best.
+        table, torus, (down, right) = _shown(self.view), self.view.torus, pose
+        ranked = []
+        for (other_down, other_right), other in self._candidates.items():
+            cells = table[(other_down - down) % torus][(other_right - right) % torus]
+            if cells and (worth := lookers.worth(cells)):
+                ranked.append((-worth, -cells.bit_count(), -other, cells))
+        heapify(ranked)
         chosen: list[int] = []
-        while shown and len(chosen) < self.count:
-            best = max(shown, key=lambda entry: (lookers.worth(entry[0]), entry[0].bit_count(), entry[1]))
-            if not lookers.worth(best[0]):
-                break
-            shown.remove(best)
-            lookers.add(best[0])
-            chosen.append(best[1])
+        while ranked and len(chosen) < self.count:
+            old, size, other, cells = ranked[0]
+            worth = lookers.worth(cells)
+            if worth != -old:
+                heapreplace(ranked, (-worth, size, other, cells)) if worth else heappop(ranked)
+                continue
+            heappop(ranked)
+            lookers.add(cells)
+            chosen.append(-other)
         return tuple(sorted(chosen))
 
 

@@ -17,6 +17,7 @@ from paceline.pipeline.context import Context
 from paceline.pipeline.program import Row
 from paceline.pipeline.topology import ContextMode, StageKind, Topology
 from paceline.runtime.clock import now
+from paceline.runtime.device import own_device
 from paceline.runtime.journal import Journal
 from paceline.runtime.report import merge, peak_rss_bytes
 from paceline.runtime.result import Decision, RankReport, RunResult
@@ -80,8 +81,11 @@ def _world_session(
     latents: dict[int, torch.Tensor] = {}
     metas: dict[int, Meta] = {}
     config = model.config
-    noise = StartNoise(config, session.seed)
+    noise = StartNoise(config, session.seed, model.place.device)
     decoder = next((name for name, stage in topology.stages.items() if stage.kind is StageKind.decode), "decode")
+
+    # One diagonal after another, oldest frame first; in mode `clean` a diagonal is a single pass.
+    stride = steps + 1 if mode is ContextMode.clean else 1
 
     def begin(frame: int) -> None:
         _wait_until(session.pacer.emit_at(frame - prompt) if frame >= prompt else None)
@@ -89,8 +93,10 @@ def _world_session(
         context.begin(frame, int(metas[frame].get("first_step", 0)))
         condition = condition_of(metas[frame])
         cache.place(frame, condition)
-        context.see(frame, (condition.pose_y, condition.pose_x))
-        latents[frame] = tensors[0] if tensors else noise.at(frame, condition)
+        for other in context.see(frame, (condition.pose_y, condition.pose_x)):
+            for level in context.recallable:
+                cache.keep(other, level, (frame - 1) * stride + steps)
+        latents[frame] = tensors[0].to(model.place.device) if tensors else noise.at(frame, condition)
 
     def run(frame: int, step: int) -> None:
         started = now()
@@ -102,6 +108,8 @@ def _world_session(
         run_layers(model, [p], 0, config.layers)
         if not clean:
             latents[frame] = p.step_to()
+        if frame >= topology.context.sinks and step not in context.recallable:
+            cache.keep(frame, step, (frame + steps + topology.context.window + 2) * stride)
         recorder.add(None, session.id, "prefill" if frame < prompt else "layers", frame, step, started)
         if step == steps - 1:
             started = now()
@@ -109,7 +117,7 @@ def _world_session(
             recorder.add(decoder, session.id, "decode", frame, -1, started)
             if not is_finite(latents[frame]):
                 session.fail(failure_text(decoder, None, frame, prompt, NotFinite("the frame holds")))
-            session.show(frame, picture)
+            session.show(frame, picture.cpu())
             progress(1)
 
     for frame in range(prompt):
@@ -117,8 +125,6 @@ def _world_session(
         run(frame, steps)
     last_step = steps - 1 if mode is ContextMode.matched else steps
     begun = prompt
-    # One diagonal after another, oldest frame first; in mode `clean` a diagonal is a single pass.
-    stride = steps + 1 if mode is ContextMode.clean else 1
     for slot in range(prompt * stride, (end - 1) * stride + last_step + 1):
         for step in range(last_step, -1, -1):
             frame, exact = divmod(slot - step, stride)
@@ -130,7 +136,7 @@ def _world_session(
             if step >= context.first_step(frame):
                 run(frame, step)
         oldest = slot // stride - steps - topology.context.window - 1
-        cache.forget_before(oldest, topology.context.sinks, context.recallable)
+        cache.advance(slot + 1, oldest, topology.context.sinks)
         latents.pop(oldest, None)
         metas.pop(oldest, None)
     digests = cache.digests()
@@ -166,6 +172,12 @@ def serial_threads(topology: Topology) -> int:
     return max(group.threads for group in groups)
 
 
+def serial_device(topology: Topology) -> str:
+    """The device of the serial run: that of the group of the first denoise stage, as its rank sees it."""
+    groups = [topology.groups[s.group] for s in topology.stages.values() if s.kind is StageKind.denoise]
+    return own_device(groups[0].device) if groups else "cpu"
+
+
 def run_serial(
     spec: RunSpec,
     run_dir: Path,
@@ -186,7 +198,8 @@ def run_serial(
 
     threads = serial_threads(topology)
     torch.set_num_threads(threads)
-    model = load_dit(find_weights(topology.model.weights)) if topology.workload == "world" else None
+    device = serial_device(topology)
+    model = load_dit(find_weights(topology.model.weights), device) if topology.workload == "world" else None
     journal = Journal.of_run(spec, run_dir)
     sessions = [Session(spec, index, run_dir, decisions, journal.add) for index in range(spec.sessions)]
     recorder = _Recorder(spec, run_dir)
@@ -208,7 +221,7 @@ def run_serial(
         group="serial",
         host=os.uname().nodename,
         pid=os.getpid(),
-        device="cpu",
+        device=device,
         threads=threads,
         stages=list(topology.stages),
         busy_s=timeline.busy_s,

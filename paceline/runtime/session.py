@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from paceline.kernels.philox import session_seed
-from paceline.pipeline.deadline import Pacer
+from paceline.pipeline.deadline import Decisions, Pacer
 from paceline.pipeline.topology import LatePolicy
 from paceline.runtime.clock import now
 from paceline.runtime.frame_file import FrameFile
@@ -68,8 +68,11 @@ class Session:
             self.feed = PayloadFeed(self.seed, topology.item_bytes)
         replayed = None
         if decisions is not None:
-            mine = [d for d in decisions if d.session == session and d.what == LatePolicy.fewer_steps]
-            replayed = {d.frame: d.value for d in mine}
+            taken: dict[str, dict[int, int]] = {LatePolicy.fewer_steps: {}, LatePolicy.repeat: {}}
+            for decision in decisions:
+                if decision.session == session:
+                    taken[decision.what][decision.frame] = decision.value
+            replayed = Decisions(taken[LatePolicy.fewer_steps], taken[LatePolicy.repeat])
         period = None if topology.deadline_ms is None else topology.deadline_ms / 1000
         self.pacer = Pacer(period, topology.on_late, topology.model.steps, replayed)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from paceline.kernels.philox import Purpose, session_seed, words
+from paceline.kernels.philox import session_seed
 from paceline.pipeline.dispatch import Dispatcher, Stream
 from paceline.pipeline.placement import Placement
 from paceline.pipeline.program import ModelShape, Unit, UnitKind, program_for
@@ -22,6 +22,7 @@ from paceline.runtime.clock import now
 from paceline.runtime.device import own_device
 from paceline.runtime.endpoint import Endpoint, Route
 from paceline.runtime.errors import PacelineError, StageError
+from paceline.runtime.jitter import delay_share
 from paceline.runtime.journal import Journal
 from paceline.runtime.lane import Finished, Job, Lane
 from paceline.runtime.lanes import Lanes
@@ -260,12 +261,9 @@ class Worker:
         return max(0.0, min([time for time in times if time > 0], default=_TELL_EVERY_S))
 
     def _delay(self, unit: Unit, side: int) -> None:
-        """Injected jitter, a function of the unit alone."""
+        """Injected jitter."""
         if self._jitter:
-            row = unit.rows[0].step if unit.rows else 0
-            place = (((unit.frame * 64 + row) * 64 + unit.layers[0]) * 2 + side) * 256 + len(unit.stage)
-            word = int(words(self.topology.inject.seed, place, Purpose.jitter, 1)[0])
-            time.sleep(self._jitter * word / 2**32)
+            time.sleep(self._jitter * delay_share(self.topology.inject.seed, unit, side))
 
     def _tell(self) -> None:
         self._progress(sum(session.shown for session in self.sessions.values()))

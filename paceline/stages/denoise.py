@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from paceline.kernels.philox import Purpose, normal
-from paceline.pipeline.context import Context
+from paceline.pipeline.context import Context, slot_of
 from paceline.pipeline.program import Give, Program, Row, Unit, UnitKind
 from paceline.pipeline.times import step_times
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.topology import ContextMode, Topology
 from paceline.stages.dit import DiT, FrameCondition
 from paceline.stages.failed import failure_in, failure_text, with_failure
 from paceline.stages.frame_cache import FrameCache
@@ -48,7 +48,8 @@ class _Session:
     latents: dict[int, Tensor] = field(default_factory=dict)
     metas: dict[int, Meta] = field(default_factory=dict)
     running: dict[Row, Pass] = field(default_factory=dict)
-    done: dict[int, int] = field(default_factory=dict)
+    slot: int = -1
+    """All slots before this one are over"""
     failed: str | None = None
     """The mark that all its items carry from the failure on (see `failed.py`)"""
 
@@ -124,6 +125,7 @@ class DenoiseStage:
     def run(self, units: Sequence[Unit], taken: Sequence[Sequence[Item]]) -> list[list[Item]]:
         """See `Stage.run`."""
         for unit, items in zip(units, taken, strict=True):
+            self._advance(unit, unit.slot)
             self._take(unit, items)
         if units[0].kind is UnitKind.prefill:
             for unit in units:
@@ -134,7 +136,8 @@ class DenoiseStage:
             self._check(unit)
         given = [[self._item(unit, give) for give in unit.gives] for unit in units]
         for unit in units:
-            self._forget(unit)
+            if self._ends_slot(unit):
+                self._advance(unit, unit.slot + 1)
         if self.tiers is not None and units[0].rows and units[0].layers[1] == self.model.config.layers:
             self.tiers.step()
         return given
@@ -166,7 +169,7 @@ class DenoiseStage:
         context = state.context
         for other in context.see(frame, (condition.pose_y, condition.pose_x)):
             for level in context.recallable:
-                state.cache.keep(other, level, dict.fromkeys(self.steps, frame - 1))
+                state.cache.keep(other, level, max(self._slot(frame - 1, step) for step in self.steps))
         state.cache.prefetch(context.recalled(frame))
 
     def _take_kv(self, state: _Session, item: Item) -> None:
@@ -181,10 +184,10 @@ class DenoiseStage:
     def _keep(self, state: _Session, frame: int, level: int) -> None:
         if level in state.context.recallable:
             return  # until another frame takes its place: see `_see`
-        until = {step: state.context.last_reader(frame, level, step) for step in self.steps}
+        last = {step: state.context.last_reader(frame, level, step) for step in self.steps}
         # KV made here for others alone lives until it was sent, which is before its own pass is over.
-        until = {step: last for step, last in until.items() if last >= 0}
-        state.cache.keep(frame, level, until or {level: frame})
+        until = [self._slot(reader, step) for step, reader in last.items() if reader >= 0]
+        state.cache.keep(frame, level, max(until, default=self._slot(frame, level)))
 
     # -- failing -------------------------------------------------------------------------------------------------------
 
@@ -237,22 +240,37 @@ class DenoiseStage:
     def _finish(self, state: _Session, rows: tuple[Row, ...]) -> None:
         for row in rows:
             p = state.running.pop(row)
-            state.done[row.step] = row.frame
             if row.step < self.topology.model.steps:
                 state.latents[row.frame] = p.step_to()
 
-    def _forget(self, unit: Unit) -> None:
-        """At the end of a slot, drop what no later pass reads."""
+    def _ends_slot(self, unit: Unit) -> bool:
+        """Whether the pass that ends here is the last of its slot: of the stage's steps the first comes last."""
         at_end = unit.kind is UnitKind.layers and unit.layers[1] == self.model.config.layers
-        if not at_end or unit.rows[-1].step != self.steps[0]:
-            return
+        return at_end and unit.rows[-1].step == self.steps[0]
+
+    def _advance(self, unit: Unit, slot: int) -> None:
+        """Slots before `slot` are over: units come in their order, and a skipped pass is over with its slot. Drop what
+        no later pass reads."""
         state = self._sessions[unit.session]
-        state.cache.forget(state.done)
-        oldest = unit.rows[-1].frame - self.topology.model.steps - 1
-        state.cache.forget_before(oldest - state.context.window, state.context.sinks, state.context.recallable)
+        if slot <= state.slot:
+            return
+        state.slot = slot
+        # The newest frame whose first step here is over; those behind it are at later steps, up to the clean pass.
+        newest = self._last_of(slot - 1, self.steps[0])
+        oldest = newest - self.topology.model.steps - 1
+        state.cache.advance(slot, oldest - state.context.window, state.context.sinks)
         for held in (state.latents, state.metas):
             for frame in [f for f in held if f < oldest]:
                 del held[frame]
+
+    def _last_of(self, slot: int, step: int) -> int:
+        """The last frame whose pass at a step is in this slot or before it."""
+        if self.topology.context.mode is ContextMode.clean:
+            return (slot - step) // (self.topology.model.steps + 1)
+        return slot - step
+
+    def _slot(self, frame: int, step: int) -> int:
+        return slot_of(self.topology.context.mode, self.topology.model.steps, frame, step)
 
     # -- giving --------------------------------------------------------------------------------------------------------
 

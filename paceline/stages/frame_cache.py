@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Sequence
+import heapq
+from collections.abc import Sequence, Sized
 from itertools import groupby
 from typing import Protocol
 
@@ -32,8 +33,9 @@ class Digest(Protocol):
 class FrameCache:
     """KV before rotation, each `[H, N, D]`, plus what a reader needs to rotate it.
 
-    Bounded: `forget` drops what no later pass reads. Without recall the size does not grow with the session; with it,
-    up to a frame for every pose is kept, and `tiers` are where those lie.
+    Bounded by one rule: KV is held until the slot that `keep` names is over, and what is known of a frame's place for
+    as long as a pass may ask for it; `advance` drops the rest, whether passes ran or were skipped. Without recall the
+    size does not grow with the session; with it, up to a frame for every pose is kept, and `tiers` are where those lie.
     """
 
     def __init__(self, model: DiT, hash_from: int | None = None, tiers: FrameTiers | FrameTrace | None = None) -> None:
@@ -43,9 +45,13 @@ class FrameCache:
         self._kv: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         self._layers: dict[tuple[int, int], int] = {}
         """By frame and level: layers that have come"""
-        self._until: dict[tuple[int, int], dict[int, int]] = {}
+        self._until: dict[tuple[int, int], int] = {}
+        """By frame and level: the last slot in which it is read; kept without end where it has none"""
+        self._ends: list[tuple[int, int, int]] = []
+        """Slot, frame and level of all that ends, as a heap; an entry that `_until` contradicts is void"""
         self._pose: dict[int, tuple[int, int]] = {}
         self._space: dict[int, Tensor] = {}
+        self._most_poses = 64
         self._hash_from = hash_from
         self._digests: dict[int, Digest] = {}
 
@@ -106,36 +112,39 @@ class FrameCache:
         if self._tiers is not None:
             self._tiers.look(reads, layer, q_HND, k_HMD)
 
-    def keep(self, frame: int, level: int, until: dict[int, int]) -> None:
-        """Note how long KV is read: by step, the last frame whose pass reads it. What is not noted is kept."""
-        self._until[frame, level] = until
+    def keep(self, frame: int, level: int, until: int) -> None:
+        """Hold KV until slot `until` is over. What is not noted here is held without end."""
+        if self._until.get((frame, level)) != until:
+            self._until[frame, level] = until
+            heapq.heappush(self._ends, (until, frame, level))
 
-    def forget(self, done: dict[int, int]) -> None:
-        """Drop what no later pass reads. `done` is, by step, the last frame that has run it."""
-        dead = [
-            entry
-            for entry, until in self._until.items()
-            if all(last <= done.get(step, -1) for step, last in until.items())
-        ]
-        for entry in dead:
-            del self._until[entry]
-            self._drop(*entry)
-
-    def forget_before(self, oldest: int, sinks: int, recallable: Container[int] = ()) -> None:
-        """Drop all that is known of frames before `oldest` but the first `sinks`, and but KV of levels that may be
-        recalled."""
-        for entry in [e for e in self._layers if sinks <= e[0] < oldest and e[1] not in recallable]:
-            self._until.pop(entry, None)
-            self._drop(*entry)
+    def advance(self, slot: int, oldest: int, sinks: int) -> None:
+        """All slots before `slot` are over, and no pass will ask for frames before `oldest` but the first `sinks` and
+        those whose KV is held: drop the rest."""
+        while self._ends and self._ends[0][0] < slot:
+            until, *entry = heapq.heappop(self._ends)
+            if self._until.get((entry[0], entry[1])) == until:
+                self._drop(entry[0], entry[1])
         # A recalled frame's rotation is looked up anew: it is small work, and the table need not grow.
         for frame in [f for f in self._space if sinks <= f < oldest]:
             del self._space[frame]
-        if len(self._pose) > 2 * len(self._layers) + 64:
-            read = {frame for frame, _ in self._layers}
-            for frame in [f for f in self._pose if sinks <= f < oldest and f not in read]:
+        if len(self._pose) > self._most_poses:
+            held = {frame for frame, _ in self._layers}
+            for frame in [f for f in self._pose if sinks <= f < oldest and f not in held]:
                 del self._pose[frame]
+            self._most_poses = 2 * len(self._pose) + 64
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many entries each table has."""
+        tables: dict[str, Sized] = {
+            "kv": self._kv, "layers": self._layers, "until": self._until, "ends": self._ends, "pose": self._pose,
+            "space": self._space,
+        }  # fmt: skip
+        return {name: len(table) for name, table in tables.items()}
 
     def _drop(self, frame: int, level: int) -> None:
+        self._until.pop((frame, level), None)
         self._layers.pop((frame, level), None)
         self._kv.pop((frame, level), None)
         if self._tiers is not None:

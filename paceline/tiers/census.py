@@ -14,11 +14,16 @@ __all__ = ["census"]
 
 
 def census(
-    pool: BlockPool, profile: Profile, lengths: Mapping[int, int], block_size: int, unreadable: Set[int] = frozenset()
+    pool: BlockPool,
+    profile: Profile,
+    lengths: Mapping[int, int],
+    block_size: int,
+    unreadable: Set[int] = frozenset(),
+    blocks: Blocks | None = None,
 ) -> Facts:
-    """The facts of all blocks of a pool; `lengths` of the open sessions. Blocks that are pinned, open, on their way,
-    lost or `unreadable` are not to be moved."""
-    blocks = pool.blocks()
+    """The facts of some blocks of a pool, or of all; `lengths` of the open sessions. Blocks that are pinned, open, on
+    their way, lost or `unreadable` are not to be moved."""
+    blocks = pool.blocks() if blocks is None else blocks
     known = profile.of(blocks)
     fixed = (pool.pins[blocks] > 0) | pool.open[blocks] | pool.moving[blocks] | pool.lost[blocks]
     if unreadable:

@@ -32,6 +32,8 @@ from paceline.tiers.tier import Tier
 __all__ = ["TierManager"]
 
 _CHUNK_CPU, _CHUNK_CUDA = 64, 1024
+_ALL_EVERY = 64
+"""Plans of which one looks at all blocks; the others leave out those of nvme that nobody touched (`_near_facts`)."""
 
 
 class TierManager:
@@ -99,6 +101,9 @@ class TierManager:
         self.now = 0
         """Steps so far."""
         self._measured = False
+        self._touched: list[Blocks] = []
+        """Blocks that lay in nvme when attention read them or measured their mass, since the last plan"""
+        self._plans = 0
         self._spare = tuple(_spare(number, self.settings.spare, layout.layers) for number in _counts(slots))
 
     # -- sessions ------------------------------------------------------------------------------------------------------
@@ -223,6 +228,7 @@ class TierManager:
     def record(self, blocks: Blocks, masses: NDArray[np.float64]) -> None:
         """Take in the attention masses of one call over different blocks."""
         self.profile.record(self.now, blocks, masses)
+        self._note_touched(blocks)
         self._measured = True
 
     @property
@@ -240,7 +246,9 @@ class TierManager:
         free = self.storage.free
         pressed = any(len(free[tier]) < self._spare[tier] for tier in (Tier.hbm, Tier.dram) if free[tier].count)
         if pressed or (self._measured and self._cold()):
-            facts = self.facts()
+            facts = self.facts() if self._plans % _ALL_EVERY == 0 else self._near_facts()
+            self._plans += 1
+            self._touched.clear()
             scores = self.policy.keep(facts, self.now)
             self.mover.start(plan(facts, scores, self._room(facts), self.settings.bandwidth, self.settings.hysteresis))
         self._measured = False
@@ -256,7 +264,19 @@ class TierManager:
 
     def facts(self) -> Facts:
         """What policies are told of all blocks."""
-        return census(self.pool, self.profile, self._lengths, self.layout.block_size, self.mover.unreadable)
+        return self._facts(self.pool.blocks())
+
+    def _near_facts(self) -> Facts:
+        """What policies are told where a decision is to cost what changed, and not what is held: all blocks of hbm and
+        dram, and of nvme, the one tier that grows with a session, those that attention has looked at since."""
+        pool = self.pool
+        near = np.flatnonzero(pool.live & (pool.tier != Tier.nvme))
+        touched = np.unique(np.concatenate(self._touched)) if self._touched else near[:0]
+        return self._facts(np.concatenate([near, touched[pool.live[touched] & (pool.tier[touched] == Tier.nvme)]]))
+
+    def _facts(self, blocks: Blocks) -> Facts:
+        size = self.layout.block_size
+        return census(self.pool, self.profile, self._lengths, size, self.mover.unreadable, blocks)
 
     def close_all(self) -> None:
         """End the threads and remove the file; nothing can be read any more."""
@@ -283,6 +303,12 @@ class TierManager:
     def _look_up(self, blocks: Blocks) -> None:
         self._tally.looked_up(self.pool.tier[blocks])
         self.profile.touch(self.now, blocks)
+        self._note_touched(blocks)
+
+    def _note_touched(self, blocks: Blocks) -> None:
+        far = blocks[self.pool.tier[blocks] == Tier.nvme]
+        if len(far):
+            self._touched.append(far)
 
     def _bring_to_write(self, block: int) -> None:
         """A block that is written belongs into hbm; where it can't come there, dram will do."""
@@ -297,7 +323,7 @@ class TierManager:
 
     def _lowest(self, tier: Tier, most: int) -> list[int]:
         """Blocks of a tier that may leave it, those that matter least first; ones still being written come last."""
-        facts = self.facts()
+        facts = self._near_facts()
         pool = self.pool
         scores = self.policy.keep(facts, self.now)
         may = (facts.tier == tier) & (pool.pins[facts.block] == 0)

@@ -118,7 +118,8 @@ class _Plan:
         self._relieve()
         self._raise_to_hbm()
         self._raise_to_dram()
-        return self._demotions + self._promotions
+        # First what makes room in dram for what comes from hbm: moves of one kind together are one job.
+        return sorted(self._demotions, key=lambda move: -move.source) + self._promotions
 
     def _relieve(self) -> None:
         """Pressure: demote until the slots that should be free are."""

@@ -7,11 +7,11 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.pipeline.deadline import Pacer
+from paceline.pipeline.deadline import Decisions, Pacer
 from paceline.pipeline.topology import LatePolicy
 
 
-def pacer(policy: LatePolicy, steps: int = 2, replayed: dict[int, int] | None = None) -> Pacer:
+def pacer(policy: LatePolicy, steps: int = 2, replayed: Decisions | None = None) -> Pacer:
     """25 frames a second."""
     return Pacer(0.04, policy, steps, replayed)
 
@@ -60,7 +60,6 @@ def test_fewer_steps_in_proportion_to_the_lag() -> None:
         p = pacer(LatePolicy.fewer_steps, steps)
         p.emit(0, 0.0)
         assert p.emit(5, 5 * 0.04 + lag) == first, (steps, lag)
-        assert p.decisions == ({5: first} if first else {})
 
 
 def test_other_policies_never_cut_steps() -> None:
@@ -74,9 +73,26 @@ def test_other_policies_never_cut_steps() -> None:
 def test_a_replay_takes_the_decisions_again_whatever_its_times(lags: list[float]) -> None:
     live = pacer(LatePolicy.fewer_steps, 4)
     decided = [live.emit(index, index * 0.04 + lag) for index, lag in enumerate(lags)]
-    again = pacer(LatePolicy.fewer_steps, 4, dict(live.decisions))
+    again = pacer(LatePolicy.fewer_steps, 4, Decisions({index: first for index, first in enumerate(decided) if first}))
     assert [again.emit(index, 0.0) for index in range(len(lags))] == decided
     assert all(0 <= first < 4 for first in decided)
+
+
+@given(st.lists(st.floats(0, 0.3), min_size=1, max_size=30), st.booleans())
+def test_a_replay_repeats_frames_as_often_whatever_its_times(lags: list[float], deadline: bool) -> None:
+    live = pacer(LatePolicy.repeat)
+    times = [index * 0.04 + lag for index, lag in enumerate(lags)]
+    live.emit(0, 0.0)
+    decided = [live.show(index, at) for index, at in enumerate(times)]
+    taken = Decisions(repeat={index: shown.repeats for index, shown in enumerate(decided) if shown.repeats})
+    again = Pacer(0.04 if deadline else None, LatePolicy.repeat, 2, taken)
+    again.emit(0, 0.0)
+    repeated = [again.show(index, 7.0 * index) for index in range(len(lags))]
+    assert [shown.repeats for shown in repeated] == [shown.repeats for shown in decided]
+    if deadline and len(lags) > 1:
+        # What follows slips by as many periods as before.
+        slip = sum(shown.repeats for shown in decided[:-1])
+        assert math.isclose(repeated[-1].due_s, repeated[0].due_s + (len(lags) - 1 + slip) * 0.04)
 
 
 def test_without_a_deadline_nothing_is_late() -> None:

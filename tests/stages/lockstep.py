@@ -45,14 +45,16 @@ class Lockstep:
         tiers: Callable[[str], TierManager] | None = None,
         out: Path | None = None,
         joint: bool = False,
+        decisions: list[Decision] | None = None,
     ) -> None:
         """`tiers` makes the memory tiers of a denoise stage. With `out` frames are written there. `joint`:
-        stages serve all sessions, and units of one shape that are ready run as one forward."""
+        stages serve all sessions, and units of one shape that are ready run as one forward. `decisions` are
+        taken in place of new ones."""
         self.spec = RunSpec(topology, frames, sessions, topology.seed, out=out, kv_hash=True)
         self.joint = joint
         self.topology = topology
         self.decisions: list[Decision] = []
-        self.sessions = {s: Session(self.spec, s, run_dir, None, self.decisions.append) for s in range(sessions)}
+        self.sessions = {s: Session(self.spec, s, run_dir, decisions, self.decisions.append) for s in range(sessions)}
         config = model.config
         self.shape = ModelShape(config.layers, 0, 0, 0, config.view)
         seeds = {s: session_seed(topology.seed, s) for s in range(sessions)}

@@ -11,7 +11,7 @@ from paceline.tiers.facts import Facts, Floats, Ints
 
 __all__ = ["Slab"]
 
-_SPARSE = 8
+_SPARSE = 32
 """Cells of the grid of time and space for each block, above which neighbours are sought instead of laid out."""
 
 
@@ -43,7 +43,7 @@ class Slab:
         session = np.unique(facts.session, return_inverse=True)[1]
         stream = session * (int(facts.layer.max()) + 1) + facts.layer
         # A margin of empty cells around every stream, so that no neighbour is in the next row or stream.
-        inside = np.stack([facts.start - facts.start.min(), row, column], axis=1) + self.reach
+        inside = np.stack([self._closed_up(facts.start), row, column], axis=1) + self.reach
         shape = (int(stream.max()) + 1, *(inside.max(axis=0) + 1 + self.reach).tolist())
         cell = np.ravel_multi_index((stream, *inside.T), shape)
         used = facts.used.astype(np.float64)
@@ -53,6 +53,12 @@ class Slab:
             lent = self._sought(cell, used, shape)
         away = np.maximum(np.abs(row - row.max() / 2), np.abs(column - (self.columns - 1) / 2))
         return np.asarray(lent - away / (1 + away.max()), dtype=np.float64)
+
+    def _closed_up(self, start: Ints) -> Ints:
+        """Frames as places in time, gaps that no use is lent across as small as they can be."""
+        frames, which = np.unique(start, return_inverse=True)
+        gaps = np.minimum(np.diff(frames, prepend=frames[0]), self.reach + 1)
+        return np.asarray(np.cumsum(gaps)[which], dtype=np.int64)
 
     def _laid_out(self, cell: Ints, used: Floats, shape: tuple[int, ...]) -> Floats:
         """Use after lending, in a dense grid: hop by hop the maximum over the cells around, axis by axis."""
