@@ -39,7 +39,7 @@ def rate(call: Callable[[], None], nbytes: int) -> float:
 def plain(store: Store, slots: Sequence[int], write: bool) -> None:
     """The same slots, each by a call of its own, on as many threads; nothing is checked or copied."""
     flags = os.O_RDWR | (os.O_DIRECT if store.direct else 0)
-    descriptor = os.open(store.path, flags)
+    descriptor = os.open(store.open_path, flags)
     move = os.pwritev if write else os.preadv
     buffers = [mmap.mmap(-1, store.stride) for _ in range(THREADS)]
 

@@ -79,8 +79,13 @@ class Store:
 
     @property
     def path(self) -> Path:
-        """Where the file is."""
+        """The name that the file had, for messages."""
         return self._file.path
+
+    @property
+    def open_path(self) -> Path:
+        """Where this process finds the open file."""
+        return self._file.open_path
 
     @property
     def direct(self) -> bool:

@@ -1,4 +1,7 @@
-"""The file of a store: a header that says whose it is, and slots behind it."""
+"""The file of a store: a header that says whose it is, and slots behind it.
+
+The file loses its name as soon as it is open, so the system frees it when the process ends, however it ends.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import fcntl
 import io
 import mmap
 import os
+import secrets
 from pathlib import Path
 
 from paceline.tiers.errors import StoreError
@@ -20,7 +24,6 @@ PAGE = 4096
 """What slots and buffers are aligned to, as O_DIRECT wants it; also the size of the header."""
 
 _VERSION = 1
-_MOST_FILES = 64
 
 
 class _Header(Versioned, frozen=True, forbid_unknown_fields=True):
@@ -33,45 +36,46 @@ _HEAD = Sealed(b"PACELINE-KV\x00", _Header, _VERSION, PAGE, "file of KV blocks",
 
 
 class StoreFile:
-    """An open file of `slots` slots of `stride` bytes each, which this process holds locked."""
+    """An open file of `slots` slots of `stride` bytes each, without a name in its folder."""
 
     def __init__(self, path: Path, descriptor: int, direct: bool, stride: int, slots: int) -> None:
         self.path, self.direct, self.stride, self.slots = path, direct, stride, slots
+        """`path`: the name that the file had, for messages."""
         self._descriptor = descriptor
 
     @classmethod
     def make(cls, folder: Path, fingerprint: Fingerprint, stride: int, slots: int, watermark: int) -> StoreFile:
         """Make the file of a rank in a folder, with all its room taken at once; `watermark` bytes of the file system
-        stay free, and there are fewer slots where it has not so much room.
+        stay free, and there are fewer slots where it has not so much room. Files that other versions, or a process
+        killed within this call, left in the folder are removed.
 
-        Its name holds the fingerprint; a file of that name that another process left behind is taken over, one that
-        another process uses is let alone. Raises `StoreError` where the folder can't be written, and where a file of
-        that name is of another model, layout or rank.
+        Raises `StoreError` where the folder can't be written or the disk fails.
         """
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            path, descriptor = _locked(folder, fingerprint)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _remove_leftovers(folder)
+            path, descriptor = _created(folder, fingerprint)
         except OSError as error:
             raise StoreError(f"nvme: {folder}: {error.strerror or error}; name a folder that can be written") from error
         try:
             slots = _allocate(descriptor, stride, slots, watermark)
             write_header(descriptor, fingerprint, stride, slots)
-            direct = _reopened(path)
+            direct = _reopened(descriptor)
         except OSError as error:
             os.close(descriptor)
-            path.unlink(missing_ok=True)
             raise StoreError(f"nvme: {path}: {error.strerror or error}; see that the disk works") from error
         except BaseException:
             os.close(descriptor)
             raise
         if direct is not None:
-            # The lock belongs to the first description, so it stays open.
-            file = cls(path, direct, True, stride, slots)
-            file._lock = descriptor
-            return file
+            os.close(descriptor)
+            return cls(path, direct, True, stride, slots)
         return cls(path, descriptor, False, stride, slots)
 
-    _lock: int | None = None
+    @property
+    def open_path(self) -> Path:
+        """Where this process finds the open file."""
+        return _open_path(self._descriptor)
 
     def read(self, slot: int, into: memoryview) -> None:
         """Fill a buffer from a slot on. Raises `OSError`, and `EOFError` where the file ends before."""
@@ -92,14 +96,11 @@ class StoreFile:
             done += count
 
     def close(self) -> None:
-        """Remove the file. What a hung call still holds is freed when it ends."""
-        with contextlib.suppress(OSError):
-            self.path.unlink(missing_ok=True)
-        for descriptor in (self._descriptor, self._lock):
-            if descriptor is not None:
-                with contextlib.suppress(OSError):
-                    os.close(descriptor)
-        self._descriptor, self._lock = -1, None
+        """Let go of the file. What a hung call still holds is freed when it ends."""
+        if self._descriptor >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._descriptor)
+        self._descriptor = -1
 
 
 def write_header(descriptor: int, fingerprint: Fingerprint, stride: int, slots: int) -> None:
@@ -123,26 +124,34 @@ def read_header(descriptor: int, path: Path) -> tuple[Fingerprint, int, int]:
     return header.fingerprint, header.stride, header.slots
 
 
-def _locked(folder: Path, fingerprint: Fingerprint) -> tuple[Path, int]:
-    """The first file name that nobody else uses, open and locked; whose it is was checked."""
-    for number in range(_MOST_FILES):
-        path = folder / f"kv-{fingerprint.digest[:12]}-rank{fingerprint.rank}-{number}.store"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _created(folder: Path, fingerprint: Fingerprint) -> tuple[Path, int]:
+    """A new file that only this user can read, open, and without its name again. No link is followed."""
+    path = folder / f"kv-{fingerprint.digest[:12]}-rank{fingerprint.rank}-{secrets.token_hex(8)}.store"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    path.unlink(missing_ok=True)
+    return path, descriptor
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove stores of ours that no process uses. Those of earlier versions are locked where they are in use; one
+    that is being made has no header yet."""
+    for path in folder.glob("kv-*.store"):
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                continue
-            if os.fstat(descriptor).st_size:
-                found, _, _ = read_header(descriptor, path)
-                if found != fingerprint:
-                    raise StoreError(f"{path} holds KV of {fingerprint.differences(found)}; move it away")
-            return path, descriptor
-        except StoreError:
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            read_header(descriptor, path)
+            path.unlink(missing_ok=True)
+        except (OSError, StoreError):
+            pass  # in use, or none of ours
+        finally:
             os.close(descriptor)
-            raise
-    raise StoreError(f"{folder} has {_MOST_FILES} stores of this rank in use; name another folder")
+
+
+def _open_path(descriptor: int) -> Path:
+    return Path(f"/proc/self/fd/{descriptor}")
 
 
 def _allocate(descriptor: int, stride: int, slots: int, watermark: int) -> int:
@@ -163,10 +172,10 @@ def _allocate(descriptor: int, stride: int, slots: int, watermark: int) -> int:
             slots //= 2
 
 
-def _reopened(path: Path) -> int | None:
-    """The file opened for O_DIRECT; None where the file system doesn't take it."""
+def _reopened(opened: int) -> int | None:
+    """An open file opened once more, for O_DIRECT; None where the file system doesn't take it."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_DIRECT)
+        descriptor = os.open(_open_path(opened), os.O_RDWR | os.O_CLOEXEC | os.O_DIRECT)
     except OSError:
         return None
     with mmap.mmap(-1, PAGE) as page:

@@ -92,7 +92,7 @@ def test_a_truncated_file(tmp_path: Path) -> None:
         first, second = pair(manager)
         store = manager.storage.store
         assert store is not None
-        os.truncate(store.path, 4096 + 2 * store.stride)
+        os.truncate(store.open_path, 4096 + 2 * store.stride)
         with pytest.raises(BlockLost, match=r"ends at \d+ bytes; it was cut after it was made"):
             first.forward(1)
         first.kv.length = 0
@@ -194,9 +194,9 @@ def test_a_disk_that_fills_up_while_running(small_disk: Path, caplog: pytest.Log
         store = manager.storage.store
         assert store is not None
         # What a file system without reservation would have given: a file with holes, and no room to fill them.
-        size = store.path.stat().st_size
-        os.truncate(store.path, 4096)
-        os.truncate(store.path, size)
+        size = store.open_path.stat().st_size
+        os.truncate(store.open_path, 4096)
+        os.truncate(store.open_path, size)
         with (small_disk / "other").open("wb", buffering=0) as other, pytest.raises(OSError, match="No space"):
             while True:
                 other.write(bytes(4096))

@@ -64,7 +64,7 @@ def corrupt(manager: TierManager, block: int) -> None:
     store = manager.storage.store
     assert store is not None
     at = 4096 + int(manager.pool.slot[block]) * store.stride + 17
-    descriptor = os.open(store.path, os.O_RDWR)
+    descriptor = os.open(store.open_path, os.O_RDWR)
     byte = os.pread(descriptor, 1, at)
     os.pwrite(descriptor, bytes([byte[0] ^ 4]), at)
     os.fsync(descriptor)

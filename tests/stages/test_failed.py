@@ -84,7 +84,7 @@ class Cut:
     def step(self) -> None:
         self._step()
         if self._manager.now == self._after and self._manager.storage.store is not None:
-            os.truncate(self._manager.storage.store.path, 4096)
+            os.truncate(self._manager.storage.store.open_path, 4096)
 
 
 def check_shown(played: Played, session: int, right: bytes) -> None:

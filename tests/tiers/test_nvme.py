@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import fcntl
+import mmap
 import os
 import threading
 import time
@@ -8,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from paceline.tiers.errors import StoreError
 from paceline.tiers.fingerprint import fingerprint
 from paceline.tiers.layout import Layout
 from paceline.tiers.nvme import Parts, Store
-from paceline.tiers.store_file import PAGE, StoreFile, read_header
+from paceline.tiers.store_file import PAGE, StoreFile, read_header, write_header
 
 LAYOUT = Layout(layers=2, heads=2, block_size=4, head_dim=8)
 MINE = fingerprint(LAYOUT, "model a", rank=1, world=2)
@@ -73,42 +74,46 @@ def test_groups_are_neighbours_and_each_slot_is_in_one(slots: list[int], group: 
 def test_the_file_is_taken_at_once_and_says_whose_it_is(tmp_path: Path) -> None:
     store = Store(tmp_path, MINE, 5000, 10)
     assert store.stride == 2 * PAGE
-    assert os.stat(store.path).st_blocks * 512 >= PAGE + 10 * store.stride
-    assert store.path.stat().st_mode & 0o777 == 0o600
-    descriptor = os.open(store.path, os.O_RDONLY)
-    assert read_header(descriptor, store.path) == (MINE, store.stride, 10)
+    assert os.stat(store.open_path).st_blocks * 512 >= PAGE + 10 * store.stride
+    assert store.open_path.stat().st_mode & 0o777 == 0o600
+    descriptor = os.open(store.open_path, os.O_RDONLY)
+    assert read_header(descriptor, store.open_path) == (MINE, store.stride, 10)
     os.close(descriptor)
     store.close()
 
 
-def test_two_stores_share_a_folder_and_a_leftover_is_used_again(tmp_path: Path) -> None:
+def test_nothing_is_left_however_a_process_ends(tmp_path: Path) -> None:
     first, second = (StoreFile.make(tmp_path, MINE, PAGE, 4, 0) for _ in range(2))
-    assert first.path != second.path
-    leftover = first.path
-    # As if its process had died: the lock is gone, the file is not.
-    for descriptor in (first._descriptor, first._lock):
-        if descriptor is not None:
-            os.close(descriptor)
-    third = StoreFile.make(tmp_path, MINE, PAGE, 6, 0)
-    assert third.path == leftover
-    assert third.slots == 6
-    second.close()
-    third.close()
     assert list(tmp_path.iterdir()) == []
+    with mmap.mmap(-1, PAGE) as page:  # aligned, as O_DIRECT wants it
+        for file, letter in ((first, b"a"), (second, b"b")):
+            page[:] = letter * PAGE
+            file.write(2, memoryview(page))
+        for file, letter in ((first, b"a"), (second, b"b")):
+            file.read(2, memoryview(page))
+            assert page[:] == letter * PAGE
+            file.close()
+            file.close()
 
 
-def test_a_file_of_another_model_layout_or_rank_is_refused(tmp_path: Path) -> None:
-    other = fingerprint(Layout(3, 2, 4, 8, torch.bfloat16), "model b", rank=0, world=2)
-    theirs = StoreFile.make(tmp_path, other, PAGE, 4, 0)
-    name = StoreFile.make(tmp_path, MINE, PAGE, 4, 0)
-    ours = name.path
-    name.close()
-    content = theirs.path.read_bytes()
-    theirs.close()
-    ours.write_bytes(content)
-    with pytest.raises(StoreError, match="holds KV of model model b, not model a; layers 3, not 2; dtype bf"):
-        StoreFile.make(tmp_path, MINE, PAGE, 4, 0)
-    assert ours.read_bytes() == content
+def test_what_other_versions_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    def old(name: str) -> int:
+        """A file that keeps its name, as earlier versions made it."""
+        descriptor = os.open(tmp_path / name, os.O_RDWR | os.O_CREAT, 0o600)
+        write_header(descriptor, MINE, PAGE, 1)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return descriptor
+
+    os.close(old("kv-0123-rank0-0.store"))
+    used = old("kv-0123-rank0-1.store")
+    (tmp_path / "kv-mine.store").write_text("of somebody else")
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "kv-link.store").symlink_to(tmp_path / "notes.txt")
+    StoreFile.make(tmp_path, MINE, PAGE, 1, 0).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "kv-0123-rank0-1.store", "kv-link.store", "kv-mine.store", "notes.txt"
+    ]  # fmt: skip
+    os.close(used)
 
 
 @pytest.mark.parametrize(
@@ -117,13 +122,12 @@ def test_a_file_of_another_model_layout_or_rank_is_refused(tmp_path: Path) -> No
 )
 def test_a_strange_or_damaged_header_is_refused(tmp_path: Path, at: int, message: str) -> None:
     file = StoreFile.make(tmp_path, MINE, PAGE, 1, 0)
-    content = bytearray(file.path.read_bytes())
-    path = file.path
+    content = bytearray(file.open_path.read_bytes())
     file.close()
     content[at] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(StoreError, match=message):
-        StoreFile.make(tmp_path, MINE, PAGE, 1, 0)
+    (tmp_path / "header").write_bytes(content)
+    with (tmp_path / "header").open("rb") as damaged, pytest.raises(StoreError, match=message):
+        read_header(damaged.fileno(), tmp_path / "header")
 
 
 def test_the_watermark_stays_free(tmp_path: Path) -> None:

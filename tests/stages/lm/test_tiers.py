@@ -239,7 +239,7 @@ def damage(decoder: Decoder) -> None:
     manager.mover.drain()
     store = manager.storage.store
     assert store is not None and manager.storage.free[Tier.nvme].taken > 0
-    with store.path.open("r+b") as file:
+    with store.open_path.open("r+b") as file:
         size = file.seek(0, 2)
         for offset in range(4096 + 5, size, 4096):
             file.seek(offset)
