@@ -3,7 +3,13 @@ before the topology it is `paceline generate`."""
 
 from __future__ import annotations
 
+import os
 import sys
+
+# `python -m` puts the working directory first on the path of modules. What lies there is the user's: a random.py must
+# neither run in the ranks nor hide what they import. (-P and PYTHONSAFEPATH leave it out themselves.)
+if not sys.flags.safe_path and sys.path[:1] in ([""], [os.getcwd()]):
+    del sys.path[0]
 
 import typer
 

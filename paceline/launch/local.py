@@ -25,7 +25,8 @@ from paceline.runtime.spec import RunSpec
 
 __all__ = ["coordinator_rank", "rank_name", "run_local"]
 
-WORKER = ("-m", "paceline.launch.worker_main")
+WORKER = ("-P", "-m", "paceline.launch.worker_main")
+"""Without the working directory on the path of modules: what lies there is the user's, and none of ours."""
 
 _LOOPBACK = "127.0.0.1"
 

@@ -125,9 +125,19 @@ class Supervisor:
             time.sleep(0.01)
             ends = self._ends()
             cause = cause_of(self._blamed(ends))
+        if not cause.conclusive and (stopped := self._stopped()):
+            # The others only noticed that it does not answer.
+            return RunFailedError(
+                f"{stopped[0].name} does not answer: the process is stopped, as by SIGSTOP; {cause.name} gave up on it",
+                self._detail(cause) if self._debug else "",
+            )
         full = cause.failure is None and self._run_dir.full
         room = f"; the disk of the run's folder {self._run_dir.path} is full: make room, or set TMPDIR" if full else ""
         return RunFailedError(f"{cause}{room}", self._detail(cause))
+
+    def _stopped(self) -> list[Worker]:
+        """Workers that a signal or a tracer stopped."""
+        return [worker for worker in self._workers if worker.state() in _STOPPED]
 
     def _detail(self, end: End) -> str:
         """The end of a worker's log, where it is the only trace of the cause or the user wants all of it."""

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from paceline.pipeline.frozen import Frozen
+from paceline.pipeline.frozen import LONGEST_MS, Frozen
 from paceline.pipeline.sizes import parse_size
 from paceline.pipeline.speculation.settings import LanguageSpec, SpeculationSpec
 from paceline.pipeline.tiers import TierSpec
@@ -105,7 +105,7 @@ class StageSpec(Frozen):
     group: str
     steps: tuple[int | Literal["clean"], ...] = ()
     """denoise: the steps it runs, e.g. `[1, clean]`."""
-    ms: float = Field(0.0, ge=0)
+    ms: float = Field(0.0, ge=0, le=LONGEST_MS)
     """sleep: milliseconds an item takes; elsewhere: the cost of one pass that `paceline plan` assumes."""
     item_bytes: Size = 4096
     """source of a sleep workload: size of its items; sleep stages pass them on."""
@@ -152,7 +152,7 @@ class ContextSpec(Frozen):
 class InjectSpec(Frozen):
     """Faults put in on purpose: a random delay of up to `jitter_ms` before every unit and every send."""
 
-    jitter_ms: float = Field(0.0, ge=0)
+    jitter_ms: float = Field(0.0, ge=0, le=LONGEST_MS)
     seed: int = 0
 
 
@@ -169,7 +169,7 @@ class NetworkSpec(Frozen):
     bind: str = "127.0.0.1"
     curve: CurveSpec | None = None
     max_message: Size = 256 * 2**20
-    connect_timeout_s: float = Field(30.0, gt=0)
+    connect_timeout_s: float = Field(30.0, ge=1, le=LONGEST_MS // 1000)
 
     @property
     def loopback(self) -> bool:
@@ -197,7 +197,7 @@ class Topology(Frozen):
     edges: Annotated[tuple[EdgeSpec, ...], Field(max_length=8192)] = ()
     tiers: dict[Name, TierSpec] = Field({})
     """By group."""
-    deadline_ms: float | None = Field(None, gt=0)
+    deadline_ms: float | None = Field(None, gt=0, le=LONGEST_MS)
     on_late: LatePolicy = LatePolicy.wait
     network: NetworkSpec = NetworkSpec()
     inject: InjectSpec = InjectSpec()

@@ -152,9 +152,11 @@ class Store:
         return failures
 
     def close(self) -> None:
-        """Remove the file."""
+        """Let go of the file. Where a call hangs, it stays open until the process ends: the call would else go on with
+        whatever file gets the same number."""
         self._threads.close()
-        self._file.close()
+        if not self._threads.hung:
+            self._file.close()
 
     def _carry_out(
         self,

@@ -50,6 +50,16 @@ def test_all_end_well(run_dir: RunDir) -> None:
     assert seen[-1] == [4, 7]
 
 
+def test_a_worker_that_is_stopped_before_it_meets_the_others_is_blamed(run_dir: RunDir) -> None:
+    """The other one gives up waiting for it, and is healthy."""
+    stop = "os.kill(os.getpid(), signal.SIGSTOP); time.sleep(60)"
+    gave_up = "time.sleep(0.5); fail(RendezvousError('rank 0 of 2 waited 30 s for start; missing: rank 1', [1]))"
+    error = str(failure_of(run_dir, gave_up, stop))
+    assert error == (
+        "worker rank 1 does not answer: the process is stopped, as by SIGSTOP; worker rank 0 gave up on it"
+    )
+
+
 def test_a_worker_that_could_not_say_why_on_a_full_disk(run_dir: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "full" not in str(failure_of(run_dir, "sys.exit(3)"))
     monkeypatch.setattr("shutil.disk_usage", lambda path: Room(1 << 30, 1 << 30, 0))

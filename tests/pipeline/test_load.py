@@ -111,8 +111,8 @@ BROKEN = {
             "or 1.5MiB"
         ],
     ),
-    "deadline of zero": ("model:", "deadline_ms: 0\nmodel:", ["FILE:3: deadline_ms: is 0; write a number above 0"]),
-    "infinite": ("model:", "deadline_ms: .inf\nmodel:", ["FILE:3: deadline_ms: is inf; write a number above 0"]),
+    "deadline of zero": ("model:", "deadline_ms: 0\nmodel:", ["FILE:3: deadline_ms: is 0; write a number above 0 and of at most 3600000"]),
+    "infinite": ("model:", "deadline_ms: .inf\nmodel:", ["FILE:3: deadline_ms: is inf; write a number above 0 and of at most 3600000"]),
     "missing choice": (
         "kind: decode, ",
         "",

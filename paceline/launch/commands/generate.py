@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from paceline.launch.commands.guard import guarded
-from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile, as_path
+from paceline.launch.commands.options import AsJson, Debug, HangTimeout, Overrides, TopologyFile, as_path
 from paceline.launch.commands.run import LAUNCHED
 from paceline.launch.errors import ArgumentError, RunFailedError
 from paceline.launch.failure import Failure
@@ -85,9 +85,7 @@ def generate(
     overrides: Overrides = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no text and, without --json, no summary.")] = False,
-    hang_timeout: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="A worker that is silent for longer counts as hung.")
-    ] = HANG_TIMEOUT_S,
+    hang_timeout: HangTimeout = HANG_TIMEOUT_S,
     debug: Debug = False,
 ) -> None:
     """Continue prompts: a drafter and a verifier on groups of their own, neither waiting for the other.

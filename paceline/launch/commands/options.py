@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["AsJson", "Debug", "Overrides", "TopologyFile", "as_path"]
+__all__ = ["AsJson", "Debug", "HangTimeout", "Overrides", "TopologyFile", "as_path"]
 
 
 def as_path(text: str | Path) -> Path:
@@ -32,3 +32,24 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="End standard output with one JSON object.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and whole logs.")]
+
+
+def _seconds(value: float) -> float:
+    # `min` and `max` of an option let NaN pass.
+    if not _SHORTEST_HANG_S <= value <= _LONGEST_HANG_S:
+        raise typer.BadParameter(f"is {value:g}; give seconds from {_SHORTEST_HANG_S:g} to {_LONGEST_HANG_S:g}")
+    return value
+
+
+_SHORTEST_HANG_S, _LONGEST_HANG_S = 2.0, 86_400.0
+# Workers report five times a second; a busy machine may keep one from it for a second.
+
+HangTimeout = Annotated[
+    float,
+    typer.Option(
+        "--hang-timeout",
+        metavar="SECONDS",
+        callback=_seconds,
+        help="A worker that is silent for longer counts as hung; at least 2, and longer than its longest pass.",
+    ),
+]

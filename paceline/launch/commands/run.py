@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from paceline.launch.commands.guard import guarded
-from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile, as_path
+from paceline.launch.commands.options import AsJson, Debug, HangTimeout, Overrides, TopologyFile, as_path
 from paceline.launch.console import make_console
 from paceline.launch.display import Display
 from paceline.launch.errors import ArgumentError, OutputsError, RunFailedError
@@ -57,9 +57,7 @@ def run(
     ] = None,
     kv_hash: Annotated[bool, typer.Option("--kv-hash", help="Hash all KV, to compare runs bit for bit.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and, without --json, no summary.")] = False,
-    hang_timeout: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="A worker that is silent for longer counts as hung.")
-    ] = HANG_TIMEOUT_S,
+    hang_timeout: HangTimeout = HANG_TIMEOUT_S,
     debug: Debug = False,
 ) -> None:
     """Run a topology on this machine, one process per rank, and print what came out.

@@ -14,6 +14,7 @@ from paceline.launch.interrupts import Interrupts
 from paceline.launch.language.outputs import write_language_outputs
 from paceline.launch.language.spec_file import write_generate_spec
 from paceline.launch.language.summary import summarize_language
+from paceline.launch.local import WORKER
 from paceline.launch.process import WorkerCommand
 from paceline.launch.progress import ProgressRow
 from paceline.launch.run_dir import RunDir
@@ -26,9 +27,8 @@ from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.roles import Roles
 from paceline.runtime.language.spec import GenerateSpec
 
-__all__ = ["WORKER", "generate_local"]
+__all__ = ["generate_local"]
 
-WORKER = ("-m", "paceline.launch.worker_main")
 _LOOPBACK = "127.0.0.1"
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from paceline.pipeline.frozen import Frozen
+from paceline.pipeline.frozen import LONGEST_MS, Frozen
 from paceline.pipeline.speculation.window import Coupling, Policy
 
 __all__ = ["DrafterKind", "LanguageSpec", "SpeculationSpec"]
@@ -46,7 +46,7 @@ class SpeculationSpec(Frozen):
     hedge: Annotated[int, Field(ge=0, le=64)] | Auto = "auto"
     """Rejections to draft a refill for, ahead of the verdict."""
     policy: Policy = Policy.hedge
-    patience_ms: float = Field(250.0, gt=0)
+    patience_ms: float = Field(250.0, gt=0, le=LONGEST_MS)
     """How long an idle verifier waits for its drafter before it decodes plainly."""
     chunk: int = Field(256, ge=1)
     """Most tokens of a prompt in one pass."""
