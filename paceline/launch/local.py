@@ -21,6 +21,7 @@ from paceline.launch.threads import thread_environment
 from paceline.launch.worker_main import STORE_VARIABLE
 from paceline.pipeline.placement import Placement
 from paceline.runtime.result import RunResult
+from paceline.runtime.secret import make_secret
 from paceline.runtime.spec import RunSpec
 
 __all__ = ["coordinator_rank", "rank_name", "run_local"]
@@ -73,6 +74,7 @@ def _supervised(
         audience.frames(rows[coordinator].count)
 
     with Interrupts() as interrupts, _listener() as listener:
+        make_secret(run_dir.path)
         write_spec(run_dir.spec, spec)
         commands = _commands(spec, run_dir, listener, worker)
         Supervisor(commands, run_dir, interrupts, hang_timeout_s, look, debug).run()

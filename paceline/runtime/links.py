@@ -108,7 +108,7 @@ class Links:
             self._gloo_host = rendezvous.outward_address()
             address = self._advertised(self.mesh.bind(None, network.bind))
         addresses = [payload.decode() for payload in rendezvous.gather("address", address.encode())]
-        self.mesh.connect(rendezvous.start_name.encode(), addresses, [card.key for card in cards])
+        self.mesh.connect(rendezvous.token, addresses, [card.key for card in cards])
         self.mesh.start(self._on_message, self._on_broken)
         self._greet()
         for source, target in self._pairs:

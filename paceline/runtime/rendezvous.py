@@ -24,6 +24,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from paceline.pipeline.topology import NetworkSpec
 from paceline.runtime.curve import is_loopback
 from paceline.runtime.errors import RendezvousError
+from paceline.runtime.secret import RunSecret, find_secret
 
 __all__ = ["Rendezvous", "host_name"]
 
@@ -44,7 +45,8 @@ class Rendezvous:
     """Where a rank meets the others. With one rank it does nothing and opens nothing.
 
     `serve` says whether this rank holds the store; by default rank 0 does, unless the agents of torchrun do. `host`
-    names the machine. Sockets go to a folder in `run_dir`, where that is given.
+    names the machine. Sockets go to a folder in `run_dir`, where that is given. What ranks leave in the store is sealed
+    with `secret`.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Rendezvous:
         run_dir: Path | None = None,
         serve: bool | None = None,
         host: str | None = None,
+        secret: RunSecret | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise RendezvousError(f"RANK is {rank} and WORLD_SIZE {world_size}; a rank lies below the world size")
@@ -69,6 +72,7 @@ class Rendezvous:
         self.host = host_name() if host is None else host
         self.start_name = ""
         """Names this start of the run, the same on all ranks, once `join` has returned."""
+        self._secret = RunSecret() if secret is None else secret
         self._serve = rank == 0 if serve is None else serve
         self._root: TCPStore | None = None
         self._store: Store | None = None
@@ -97,7 +101,13 @@ class Rendezvous:
         except ValueError as error:
             raise RendezvousError(f"MASTER_PORT is no number: {error}") from None
         agent = environment.get("TORCHELASTIC_USE_AGENT_STORE", "False") == "True"
-        return cls(rank, world_size, address, port, timeout_s, run_dir, False if agent else None)
+        secret = find_secret(run_dir, address, environment)
+        return cls(rank, world_size, address, port, timeout_s, run_dir, False if agent else None, secret=secret)
+
+    @property
+    def token(self) -> bytes:
+        """What ranks of this start know one another's sockets by, once `join` has returned; nobody else knows it."""
+        return self._secret.token(self.start_name)
 
     @property
     def store(self) -> Store:
@@ -160,10 +170,10 @@ class Rendezvous:
         """Rank 0: hail, wait for the answers, publish the roll."""
         name = secrets.token_hex(8)
         store = self._place(name)
-        self._hail().set(_HAIL, name)
+        self._put(self._hail(), _HAIL, name.encode())
         self._until(lambda: not self._silent(store), lambda: self._missing(store))
-        answers = [store.get(f"answer/{rank}").decode() for rank in range(1, self.world_size)]
-        store.set("roll", msgspec.json.encode([name, *answers]).decode())
+        answers = [self._get(store, f"answer/{rank}", name).decode() for rank in range(1, self.world_size)]
+        self._put(store, "roll", msgspec.json.encode([name, *answers]), name)
         self.start_name, self._store = name, store
 
     def _answer_roll(self) -> None:
@@ -176,20 +186,34 @@ class Rendezvous:
             nonlocal heard
             if not hails.check([_HAIL]):
                 return False
-            latest = hails.get(_HAIL).decode()
+            latest = self._get(hails, _HAIL).decode()
             store = self._place(latest)
             if latest != heard:
-                store.set(f"answer/{self.rank}", answer)
+                self._put(store, f"answer/{self.rank}", answer.encode(), latest)
                 heard = latest
             if not store.check(["roll"]):
                 return False
-            roll = msgspec.json.decode(store.get("roll"), type=list[str])
+            roll = msgspec.json.decode(self._get(store, "roll", latest), type=list[str])
             if roll[self.rank] != answer:
                 return False
             self.start_name, self._store = latest, store
             return True
 
         self._until(on_roll, lambda: self._missing(self._place(heard)) if heard else [0])
+
+    def _put(self, store: Store, key: str, payload: bytes, start_name: str = "") -> None:
+        # Hexadecimal, as the store takes text only.
+        store.set(key, self._secret.seal(f"{start_name}/{key}", payload).hex())
+
+    def _get(self, store: Store, key: str, start_name: str = "") -> bytes:
+        return self._opened_value(key, store.get(key), start_name)
+
+    def _opened_value(self, key: str, value: bytes, start_name: str) -> bytes:
+        try:
+            sealed = bytes.fromhex(value.decode())
+        except ValueError:
+            sealed = b""
+        return self._secret.unseal(f"{start_name}/{key}", sealed)
 
     def _hail(self) -> Store:
         return PrefixStore("paceline", self._opened())
@@ -225,8 +249,7 @@ class Rendezvous:
         store = self.store
         keys = [f"{name}/{rank}" for rank in range(self.world_size)]
         try:
-            # Hexadecimal, as the store takes text only.
-            store.set(keys[self.rank], payload.hex() or "-")
+            self._put(store, keys[self.rank], payload, self.start_name)
             left = max(0.001, self._deadline - time.monotonic())
             try:
                 store.wait(keys, timedelta(seconds=left))
@@ -235,7 +258,8 @@ class Rendezvous:
                 if missing:
                     self._give_up(name, missing)
                 raise
-            return [bytes.fromhex(value.decode().rstrip("-")) for value in store.multi_get(keys)]
+            values = store.multi_get(keys)
+            return [self._opened_value(key, value, self.start_name) for key, value in zip(keys, values, strict=True)]
         except dist.DistError as error:
             raise RendezvousError(f"the store at {self.address}:{self.port} broke off: {error}", [0]) from error
 

@@ -18,6 +18,7 @@ from paceline.pipeline.placement import Placement
 from paceline.pipeline.problem import TopologyError
 from paceline.pipeline.topology import Schedule
 
+MS = "write a number above 0 and of at most 3600000"
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "topologies").glob("*.yaml"))
 WORLD = """\
@@ -111,8 +112,16 @@ BROKEN = {
             "or 1.5MiB"
         ],
     ),
-    "deadline of zero": ("model:", "deadline_ms: 0\nmodel:", ["FILE:3: deadline_ms: is 0; write a number above 0 and of at most 3600000"]),
-    "infinite": ("model:", "deadline_ms: .inf\nmodel:", ["FILE:3: deadline_ms: is inf; write a number above 0 and of at most 3600000"]),
+    "deadline of zero": (
+        "model:",
+        "deadline_ms: 0\nmodel:",
+        [f"FILE:3: deadline_ms: is 0; {MS}"],
+    ),
+    "infinite": (
+        "model:",
+        "deadline_ms: .inf\nmodel:",
+        [f"FILE:3: deadline_ms: is inf; {MS}"],
+    ),
     "missing choice": (
         "kind: decode, ",
         "",

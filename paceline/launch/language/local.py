@@ -26,6 +26,7 @@ from paceline.pipeline.placement import Placement
 from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.roles import Roles
 from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.secret import make_secret
 
 __all__ = ["generate_local"]
 
@@ -54,6 +55,7 @@ def generate_local(
                 look(rows[home].count)
 
         with Interrupts() as interrupts, _listener() as listener:
+            make_secret(run_dir.path)
             write_generate_spec(run_dir.spec, spec)
             commands = _commands(spec, run_dir, listener, worker)
             Supervisor(commands, run_dir, interrupts, hang_timeout_s, see, debug).run()
