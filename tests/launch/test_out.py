@@ -120,6 +120,26 @@ def test_files_that_take_no_more(small: Path, tmp_path: Path) -> None:
     assert json.loads((out / "summary.json").read_text())["sessions"] == summary["sessions"]
 
 
+def test_texts_of_a_generation_that_ends_early(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [*COMMAND[:-1], "generate", TEXT, "--prompt", "import os", "--max-tokens", "1000", "--ignore-eos"]
+    with (tmp_path / "errors").open("wb") as errors:
+        run = psutil.Popen(
+            [*command, "--out", str(out)], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors,
+            env={**os.environ, "TMPDIR": "/tmp"},
+        )  # fmt: skip
+        assert run.stdout is not None
+        shown = run.stdout.read(len("import os") + 40)
+        run.send_signal(signal.SIGINT)
+        assert run.wait(30) == 130
+        run.stdout.close()
+    (line,) = (out / "texts.jsonl").read_text().splitlines()
+    kept = json.loads(line)
+    assert (kept["prompt"] + kept["text"]).encode().startswith(shown)
+    assert json.loads((out / "summary.json").read_text())["ended"].startswith("interrupted by SIGINT")
+    assert f"paceline: keeping the texts so far in {out}" in (tmp_path / "errors").read_text()
+
+
 def frames_in(out: Path) -> int:
     part = out / "session-0.npy.part"
     return len(np.load(part, mmap_mode="r")) if part.exists() and part.stat().st_size > 128 else 0

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from paceline.launch.errors import Interrupted, RunFailedError
-from paceline.launch.interrupts import Interrupts
+from paceline.launch.interrupts import Interrupts, raise_on_sigterm
 from paceline.launch.progress import ProgressRow
 from paceline.launch.run_dir import RunDir
 from paceline.launch.supervise import Supervisor
@@ -35,6 +35,15 @@ def failure_of(run_dir: RunDir, *programs: str, hang_timeout_s: float = 30.0) ->
     left = [p for p in psutil.Process().children(recursive=True) if p not in before]
     assert left == []
     return caught.value
+
+
+def test_sigterm_raises_where_files_are_written() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as caught, raise_on_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert caught.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_all_end_well(run_dir: RunDir) -> None:

@@ -13,7 +13,7 @@ import typer
 from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, HangTimeout, Overrides, TopologyFile, as_path
 from paceline.launch.commands.run import LAUNCHED
-from paceline.launch.errors import ArgumentError, RunFailedError
+from paceline.launch.errors import ArgumentError, LaunchError, OutputsError, RunFailedError
 from paceline.launch.failure import Failure
 from paceline.launch.folders import make_writable
 from paceline.launch.language.check import check_generation
@@ -134,7 +134,9 @@ def generate(
     if summary is not None:
         summary["warnings"][:0] = warnings
         _print(summary, None if quiet or as_json else spec.out, as_json)
-        failed = _every_session_failed(summary)
+        failed: LaunchError | None = _every_session_failed(summary)
+        if failed is None and spec.out is not None and summary["unsaved"]:
+            failed = OutputsError(spec.out, summary["unsaved"])
         if failed is not None:
             if launched is not None:
                 record_failure(Failure.of(launched.rank, failed))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from paceline.launch.errors import RunFailedError
+from paceline.launch.errors import LaunchError, RunFailedError
 from paceline.launch.interrupts import Interrupts
-from paceline.launch.language.outputs import write_language_outputs
+from paceline.launch.language.outputs import keep_texts, write_language_outputs
 from paceline.launch.language.spec_file import write_generate_spec
 from paceline.launch.language.summary import summarize_language
 from paceline.launch.local import WORKER
@@ -58,7 +58,12 @@ def generate_local(
             make_secret(run_dir.path)
             write_generate_spec(run_dir.spec, spec)
             commands = _commands(spec, run_dir, listener, worker)
-            Supervisor(commands, run_dir, interrupts, hang_timeout_s, see, debug).run()
+            try:
+                Supervisor(commands, run_dir, interrupts, hang_timeout_s, see, debug).run()
+            except LaunchError as error:
+                if spec.out is not None:
+                    keep_texts(spec.out, spec, run_dir.stream, str(error))
+                raise
         try:
             result = msgspec.msgpack.decode(run_dir.result.read_bytes(), type=LanguageResult)
         except FileNotFoundError:
@@ -69,7 +74,7 @@ def generate_local(
             look(len(spec.prompts))
         summary = summarize_language(spec, result)
         if spec.out is not None:
-            write_language_outputs(spec.out, spec, result, summary)
+            summary["unsaved"] = write_language_outputs(spec.out, spec, result, summary)
         return summary
 
 

@@ -2,7 +2,7 @@
 
 | file | what it is |
 |---|---|
-| `summary.json` | the summary that the command prints |
+| `summary.json` | the summary that the command prints; of a generation that ended early, why it did (`ended`) |
 | `texts.jsonl` | prompts and their continuations, one JSON object a line: `session`, `prompt`, `text` |
 | `tiers-GROUP-RANK.png` | in which tier each block lay over time, for ranks with memory tiers |
 """
@@ -10,29 +10,25 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from paceline.launch.outputs.atomic import write_atomic, write_bytes
+from paceline.launch.outputs.write import tried
 from paceline.launch.summary import Summary
 from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.spec import GenerateSpec
 
-__all__ = ["write_language_outputs"]
+__all__ = ["keep_texts", "write_language_outputs"]
 
 
-def write_language_outputs(out: Path, spec: GenerateSpec, result: LanguageResult, summary: Summary) -> list[Path]:
-    """Write the files of a generation into the folder `out`, which is made where it is missing; gives their paths.
-    Raises `OSError`."""
-    out.mkdir(parents=True, exist_ok=True)
-    lines = [
-        json.dumps({"session": text.id, "prompt": prompt, "text": text.text})
-        for prompt, text in zip(spec.prompts, result.sessions, strict=True)
-    ]
-    written = [
-        write_bytes(out / "summary.json", json.dumps(summary, indent=2).encode() + b"\n"),
-        write_bytes(out / "texts.jsonl", "".join(f"{line}\n" for line in lines).encode()),
-    ]
+def write_language_outputs(out: Path, spec: GenerateSpec, result: LanguageResult, summary: Summary) -> list[str]:
+    """Write the files of a generation into the folder `out`, which is made where it is missing. Returns what could not
+    be written, with the reasons."""
+    texts = {text.id: text.text for text in result.sessions}
+    steps = _books(out, spec, texts, summary)
     for report in result.reports:
         if report.history is None:
             continue
@@ -42,5 +38,39 @@ def write_language_outputs(out: Path, spec: GenerateSpec, result: LanguageResult
         mode = spec.topology.tiers[report.group]
         title = f"{spec.topology.name}, {report.role} (rank {report.rank}): {mode.policy}, {mode.mode}"
         draw = partial(write_tier_map, history=report.history, title=title)
-        written.append(write_atomic(out / f"tiers-{report.group}-{report.rank}.png", draw))
-    return written
+        name = f"tiers-{report.group}-{report.rank}.png"
+        steps[name] = partial(write_atomic, out / name, draw)
+    return tried(out, steps)
+
+
+def keep_texts(out: Path, spec: GenerateSpec, stream: Path, why: str) -> None:
+    """Write what was committed of the texts of a generation that ended early, and say so on standard error. `stream` is
+    the file that it was written to as it came."""
+    pieces: dict[int, str] = {}
+    try:
+        for line in stream.read_text().splitlines():
+            session, text, _ = json.loads(line)
+            pieces[session] = pieces.get(session, "") + text
+    except (OSError, ValueError):
+        pass  # no text yet, or a last line that was cut off
+    if not pieces:
+        return
+    texts = {session: pieces.get(session, "") for session in range(len(spec.prompts))}
+    print(f"paceline: keeping the texts so far in {out}", file=sys.stderr, flush=True)
+    summary: Summary = {"topology": spec.topology.name, "seed": spec.seed, "ended": why}
+    for lost in tried(out, _books(out, spec, texts, summary)):
+        print(f"paceline: warning: not saved: {lost}", file=sys.stderr, flush=True)
+
+
+def _books(
+    out: Path, spec: GenerateSpec, texts: Mapping[int, str], summary: Summary
+) -> dict[str, Callable[[], object]]:
+    lines = [
+        json.dumps({"session": session, "prompt": prompt, "text": texts[session]})
+        for session, prompt in enumerate(spec.prompts)
+    ]
+    content = {
+        "summary.json": json.dumps(summary, indent=2) + "\n",
+        "texts.jsonl": "".join(f"{line}\n" for line in lines),
+    }
+    return {name: partial(write_bytes, out / name, text.encode()) for name, text in content.items()}

@@ -46,5 +46,5 @@ def generate_launched(
             return None
         summary = summarize_language(spec, result)
         if spec.out is not None:
-            write_language_outputs(spec.out, spec, result, summary)
+            summary["unsaved"] = write_language_outputs(spec.out, spec, result, summary)
         return summary

@@ -42,7 +42,7 @@ from paceline.launch.outputs.video import NoEncoderError, frames_per_second, wri
 from paceline.runtime.result import FRAMES_FILE, JOURNAL_FILE, TRUTH_FILE, RunResult
 from paceline.runtime.spec import RunSpec
 
-__all__ = ["write_pictures", "write_results"]
+__all__ = ["tried", "write_pictures", "write_results"]
 
 Frames = npt.NDArray[np.uint8]
 Watch = Callable[[str, int, int], None]
@@ -62,7 +62,7 @@ def write_results(out: Path, summary: Mapping[str, Any], sessions: Sequence[int]
     for part in parts:
         name = part.removesuffix(".part")
         steps[name] = partial(os.replace, out / part, out / name)
-    return _tried(out, steps)
+    return tried(out, steps)
 
 
 def write_pictures(
@@ -106,7 +106,7 @@ def write_pictures(
     for session, array in pictured.items():
         draw |= _videos(session, array, spec.topology.deadline_ms)
     steps = {name: partial(write_atomic, out / name, write) for name, write in draw.items()}
-    lost = _tried(out, steps, watch)
+    lost = tried(out, steps, watch)
     for ended in result.sessions:
         (out / TRUTH_FILE.format(ended.id)).unlink(missing_ok=True)
         if not ended.frames:
@@ -114,8 +114,9 @@ def write_pictures(
     return lost
 
 
-def _tried(out: Path, steps: Mapping[str, Callable[[], object]], watch: Watch | None = None) -> list[str]:
-    """Take every step, whatever becomes of those before it."""
+def tried(out: Path, steps: Mapping[str, Callable[[], object]], watch: Watch | None = None) -> list[str]:
+    """Take every step, by the name of the file in `out` that it writes, whatever becomes of those before it. `watch` is
+    told of each. Returns what failed, with the reasons."""
     lost = []
     for done, (name, step) in enumerate(steps.items()):
         if watch is not None:

@@ -1,0 +1,153 @@
+"""Does a frame cost the same after ten thousand frames, in time and in memory?
+
+    python bench/long.py [--frames 10000] [--only SECTION] [--quick] [--results DIR]
+
+Runs three worlds with and without lateness and looks at every rank each time that another thousand frames are done: CPU
+time (user and system) and resident memory. Flat means that the last thousand cost what the second did, within 5 %; the
+first has the start in it. Lateness is a deadline of 1 ms, which no frame meets, under both policies that act on it.
+
+`world-2-tiers` recalls frames, so its KV grows until every pose was seen. Its dram is 16 MiB here, which is full within
+the first thousand frames; what comes after lies in nvme and is no memory of the ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import psutil
+from harness import ROOT, Bench, BenchError, Options, Table, say
+
+TIERS = {f"tiers.{group}.dram": "16MiB" for group in ("early", "late")}
+WORLDS: dict[str, Mapping[str, str]] = {"world-1": {}, "world-2": {}, "world-2-tiers": TIERS}
+LATE = {
+    "in time": {},
+    "fewer steps": {"deadline_ms": "1", "on_late": "fewer_steps"},
+    "repeat": {"deadline_ms": "1", "on_late": "repeat"},
+}
+POLL_S = 0.02
+FLAT = 0.05
+
+
+@dataclass
+class Rank:
+    """What one rank had used when so many frames were done."""
+
+    cpu_s: dict[int, float] = field(default_factory=dict)
+    rss_bytes: dict[int, int] = field(default_factory=dict)
+
+    def cpu_ms(self, mark: int, step: int) -> float:
+        """CPU milliseconds for each of the frames before a mark."""
+        return 1000 * (self.cpu_s[mark] - self.cpu_s[mark - step]) / step
+
+
+def watch(world: str, sets: Mapping[str, str], frames: int, step: int) -> list[Rank]:
+    """Run a world and look at its ranks each time that `step` more frames are done. Raises `BenchError`."""
+    with tempfile.TemporaryDirectory(prefix="l-") as folder:
+        # Some frames more, so that the last mark is seen before the workers end.
+        command = [str(Path(sys.executable).parent / "paceline"), "run", str(ROOT / "topologies" / f"{world}.yaml")]
+        command += ["--frames", str(frames + step // 5), "--quiet"]
+        command += [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
+        with open(Path(folder) / "log", "wb") as log:
+            run = psutil.Popen(command, env={**os.environ, "TMPDIR": folder}, stdout=log, stderr=log)
+            try:
+                ranks = _looked_at(run, Path(folder), frames, step)
+                code = run.wait(600)
+            finally:
+                if run.is_running():
+                    run.terminate()
+                    run.wait()
+        if code != 0:
+            raise BenchError(f"{' '.join(command)} ended with {code}: {(Path(folder) / 'log').read_text()[-2000:]}")
+    for rank in ranks:
+        if len(rank.cpu_s) < frames // step:
+            raise BenchError(f"{world}: {len(rank.cpu_s)} of {frames // step} marks were seen; the machine is too busy")
+    return ranks
+
+
+def _looked_at(run: psutil.Popen, folder: Path, frames: int, step: int) -> list[Rank]:
+    workers: dict[int, psutil.Process] = {}
+    ranks: dict[int, Rank] = {}
+    mark = step
+    while run.poll() is None and mark <= frames:
+        time.sleep(POLL_S)
+        boards = list(folder.glob("paceline-*/progress"))
+        if not boards:
+            continue
+        try:
+            board = boards[0].read_bytes()
+        except OSError:
+            continue
+        world_size = len(board) // 16
+        if len(workers) < world_size:
+            workers = {int(child.environ()["RANK"]): child for child in run.children() if "RANK" in child.environ()}
+            continue
+        # The leader counts frames that were shown; it is the first rank in all of these worlds.
+        if int.from_bytes(board[:8], "little") < mark:
+            continue
+        for number, worker in sorted(workers.items()):
+            times = worker.cpu_times()
+            rank = ranks.setdefault(number, Rank())
+            rank.cpu_s[mark] = times.user + times.system
+            rank.rss_bytes[mark] = worker.memory_info().rss
+        mark += step
+    return [rank for _, rank in sorted(ranks.items())]
+
+
+def table_of(world: str, found: Mapping[str, Sequence[Rank]], frames: int, step: int) -> Table:
+    """A row for each rank and kind of lateness: the second thousand, the last, and what lies between."""
+    rows = []
+    for late, ranks in found.items():
+        for number, rank in enumerate(ranks):
+            second, last = (rank.cpu_ms(mark, step) for mark in (2 * step, frames))
+            middle = [rank.cpu_ms(mark, step) for mark in range(2 * step, frames + 1, step)]
+            rss = [rank.rss_bytes[mark] / 2**20 for mark in (2 * step, frames)]
+            flat = last <= second * (1 + FLAT) and rss[1] <= rss[0] * (1 + FLAT)
+            rows.append(
+                (late, number, second, last, last / second, max(middle), *rss, rss[1] / rss[0], "yes" if flat else "no")
+            )
+    return Table(
+        f"{world}, {frames} frames",
+        (
+            "late", "rank", f"ms/frame to {2 * step}", f"ms/frame to {frames}", "ratio", "most",
+            f"MiB at {2 * step}", f"MiB at {frames}", "ratio ", "flat",
+        ),
+        rows,
+        notes=(f"CPU milliseconds of a rank a frame, by windows of {step} frames; flat: both ratios below 1.05.",),
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=10_000)
+    parser.add_argument("--only", action="append", choices=list(WORLDS))
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--results", type=Path, default=None)
+    given = parser.parse_args()
+    frames = 600 if given.quick else given.frames
+    step = frames // 10
+    chosen = Options(given.quick, tuple(given.only or ()), given.results)
+    bench = Bench(
+        "long", "Does a frame cost the same after ten thousand frames?", chosen, threads="as in each topology"
+    )
+    for world, sets in WORLDS.items():
+        if not chosen.wants(world):
+            continue
+        found = {}
+        for late, how in LATE.items():
+            say(f"{world}, {late}")
+            found[late] = watch(world, {**sets, **how}, frames, step)
+        raw = {late: [asdict(rank) for rank in ranks] for late, ranks in found.items()}
+        bench.add(world, table_of(world, found, frames, step), ranks=raw)
+    bench.finish()
+
+
+if __name__ == "__main__":
+    main()
