@@ -21,7 +21,7 @@ def check_generation(spec: GenerateSpec) -> None:
         raise ArgumentError(str(error)) from error
     # Imported here, as they bring torch: what is wrong with a folder should not wait for it.
     from paceline.launch.language.models import check_models
-    from paceline.launch.language.parking import check_parking
+    from paceline.launch.language.parking import check_parked_tokens, check_parking
     from paceline.launch.language.tiers import check_tiers_hold
 
     begun = []
@@ -30,6 +30,7 @@ def check_generation(spec: GenerateSpec) -> None:
             begun.append(spec.begin(number, tokenizer))
         except ValueError as error:
             raise ArgumentError(f"prompt {number}: {error}") from error
+    check_parked_tokens(spec, models)
     check_models(spec, models, begun)
     check_tiers_hold(spec, models, [len(tokens) for tokens in begun])
     check_parking(spec, models)

@@ -15,7 +15,7 @@ from paceline.tiers.errors import StoreError
 from paceline.tiers.fingerprint import Fingerprint
 from paceline.tiers.parking import parked_fingerprint
 
-__all__ = ["check_parking"]
+__all__ = ["check_parked_tokens", "check_parking"]
 
 
 def check_parking(spec: GenerateSpec, models: Models) -> None:
@@ -49,9 +49,15 @@ def check_parking(spec: GenerateSpec, models: Models) -> None:
                 f"session {resumed.session.number} in {resumed.folder} came to the end of its text; give it a "
                 "--prompt to go on from ('' for the others), or --ignore-eos"
             )
-        if max(tokens) >= models.plan.rows:
-            raise ArgumentError(f"{resumed.folder}: token {max(tokens)} is not one of this model; take its own")
         _check_kv(resumed, wanted)
+
+
+def check_parked_tokens(spec: GenerateSpec, models: Models) -> None:
+    """Raise `ArgumentError` where a parked session holds a token that the target does not have."""
+    for resumed in spec.resumed:
+        largest = max(resumed.session.tokens)
+        if largest >= models.plan.rows:
+            raise ArgumentError(f"{resumed.folder}: token {largest} is not one of this model; take its own")
 
 
 def _check_kv(resumed: Resumed, wanted: list[Fingerprint]) -> None:
