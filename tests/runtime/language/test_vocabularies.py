@@ -127,7 +127,8 @@ def test_a_drafter_drafts_within_its_own_context(tmp_path: Path, longest: int, t
     for result in others:
         assert texts(result) == texts(first)
     drafted = others[0]
-    assert drafted.warnings == [
+    # On a busy machine it may also have been slower than the verifier waits.
+    assert [warning for warning in drafted.warnings if "silent for too long" not in warning] == [
         f"the drafter takes {longest} positions; longer texts were decoded without drafts from there on"
     ]
     for text in drafted.sessions:
