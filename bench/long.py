@@ -133,10 +133,11 @@ def main() -> None:
     given = parser.parse_args()
     frames = 600 if given.quick else given.frames
     step = frames // 10
-    chosen = Options(given.quick, tuple(given.only or ()), given.results)
-    bench = Bench(
-        "long", "Does a frame cost the same after ten thousand frames?", chosen, threads="as in each topology"
-    )
+    partial = given.quick or given.only
+    results = given.results or ROOT / ("out/bench" if partial else "bench/results")
+    chosen = Options(given.quick, tuple(given.only or ()), results)
+    question = "Does a frame cost the same after ten thousand frames?"
+    bench = Bench("long", question, chosen, threads="as in each topology")
     for world, sets in WORLDS.items():
         if not chosen.wants(world):
             continue

@@ -19,7 +19,7 @@ from harness import ROOT, Bench, BenchError, Table, median_of, options, repeat, 
 
 WORLD_1 = ROOT / "topologies" / "world-1.yaml"
 POLICIES = {"active": {"OMP_WAIT_POLICY": "active", "KMP_BLOCKTIME": "200"}, "passive": {}}
-TIMEOUT_S = 40.0
+TIMEOUT_S = 25.0
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def main() -> None:
     """Measure, print, write."""
     chosen = options(__doc__ or "")
     bench = Bench("threads", "What does waiting cost two threads a rank?", chosen, threads="2 on one rank")
-    frames, runs = (30, 1) if chosen.quick else (60, 3)
+    frames, runs = (30, 1) if chosen.quick else (150, 3)
     rows = []
     for beside in (0, 1):
         active, passive = (frames_per_second(policy, beside, frames, runs) for policy in ("active", "passive"))

@@ -116,7 +116,7 @@ def _session(
             key = DrawKey(seed, len(tokens))
             token = int(sample(row.to(torch.float64).exp(), uniforms([key], Purpose.plain))[0])
         else:
-            scores = row if noise is None else row + noise.rows([seed], [len(tokens)])
+            scores = row if noise is None else row + noise.rows([seed], [len(tokens)]).to(row.device)
             token = int(scores.argmax())
         first = first or now()
         new = [token]
