@@ -49,6 +49,7 @@ bench: $(STAMP)  ## run every benchmark; results go to bench/results
 	.venv/bin/python bench/certified.py
 	.venv/bin/python bench/nvme.py
 	.venv/bin/python bench/threads.py
+	.venv/bin/python bench/start_up.py
 
 clean:  ## remove the environment, caches and outputs
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

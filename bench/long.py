@@ -86,7 +86,10 @@ def _looked_at(run: psutil.Popen, folder: Path, frames: int, step: int) -> list[
             continue
         world_size = len(board) // 16
         if len(workers) < world_size:
-            workers = {int(child.environ()["RANK"]): child for child in run.children() if "RANK" in child.environ()}
+            workers = {
+                int(file.stem.removeprefix("rank-")): psutil.Process(int(file.read_text()))
+                for file in boards[0].parent.glob("rank-*.pid")
+            }
             continue
         # The leader counts frames that were shown; it is the first rank in all of these worlds.
         if int.from_bytes(board[:8], "little") < mark:
@@ -145,6 +148,9 @@ def main() -> None:
         for late, how in LATE.items():
             say(f"{world}, {late}")
             found[late] = watch(world, {**sets, **how}, frames, step)
+            for number, rank in enumerate(found[late]):
+                costs = (f"{rank.cpu_ms(mark, step):.1f}" for mark in range(2 * step, frames + 1, step))
+                say(f"  rank {number}, CPU ms a frame: {' '.join(costs)}")
         raw = {late: [asdict(rank) for rank in ranks] for late, ranks in found.items()}
         bench.add(world, table_of(world, found, frames, step), ranks=raw)
     bench.finish()

@@ -2,9 +2,9 @@
 
     python bench/threads.py [--quick] [--results DIR]
 
-`world-1` computes on one rank with two threads. A thread that has done its part of an operation either spins until the
-others have done theirs (`active`) or sleeps (`passive`, the default of Paceline). Beside it nothing runs, or processes
-that only count.
+`world-1` computes on one rank with two threads. A thread that has done its part of an operation spins until the others
+have done theirs (`active`), spins for some milliseconds and then sleeps (`default`, what OpenMP does unless it is told),
+or sleeps (`passive`, what Paceline asks for). Beside it nothing runs, or a process that only counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from contextlib import contextmanager
 from harness import ROOT, Bench, BenchError, Table, median_of, options, repeat, run_cli
 
 WORLD_1 = ROOT / "topologies" / "world-1.yaml"
-POLICIES = {"active": {"OMP_WAIT_POLICY": "active", "KMP_BLOCKTIME": "200"}, "passive": {}}
+POLICIES = {
+    "active": {"OMP_WAIT_POLICY": "active", "KMP_BLOCKTIME": "infinite"},
+    # GNU's OpenMP takes this count where OMP_WAIT_POLICY is not set; LLVM's waits for 200 ms.
+    "default": {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"},
+    "passive": {},
+}
+VARIABLES = ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT")
 TIMEOUT_S = 25.0
 
 
@@ -36,7 +42,7 @@ def busy(processes: int) -> Iterator[None]:
 
 def frames_per_second(policy: str, beside: int, frames: int, runs: int) -> float:
     """Median over some runs; 0 where one does not end in time."""
-    before = {name: os.environ.get(name) for name in POLICIES["active"]}
+    before = {name: os.environ.pop(name, None) for name in VARIABLES}
     os.environ.update(POLICIES[policy])
     try:
         with busy(beside):
@@ -59,15 +65,17 @@ def main() -> None:
     frames, runs = (30, 1) if chosen.quick else (150, 3)
     rows = []
     for beside in (0, 1):
-        active, passive = (frames_per_second(policy, beside, frames, runs) for policy in ("active", "passive"))
-        rows.append((beside, active, passive, passive / active if active else None))
+        found = {policy: frames_per_second(policy, beside, frames, runs) for policy in POLICIES}
+        usual = found["default"]
+        rows.append((beside, *found.values(), found["passive"] / usual if usual else None))
     table = Table(
         "Frames per second of world-1, two threads on two cores",
-        ("busy processes beside it", "active", "passive", "passive / active"),
+        ("busy processes beside it", *POLICIES, "passive / default"),
         rows,
         notes=(
             f"Medians of {runs} runs of {frames} frames; 0: not done within {TIMEOUT_S:g} s.",
-            "`active` is OMP_WAIT_POLICY=active, `passive` what Paceline sets unless the environment says otherwise.",
+            "`active` is OMP_WAIT_POLICY=active, `default` OpenMP's own choice, `passive` what Paceline sets unless the "
+            "environment says otherwise.",
         ),
     )
     bench.add("waiting", table)

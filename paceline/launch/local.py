@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
 from paceline.launch.errors import LaunchError, RunFailedError
 from paceline.launch.finish import NOBODY, Audience, finish, finish_early
+from paceline.launch.fork import can_fork
 from paceline.launch.interrupts import Interrupts, raise_on_sigterm
 from paceline.launch.process import WorkerCommand
 from paceline.launch.progress import ProgressRow
@@ -18,7 +20,7 @@ from paceline.launch.spec_file import write_spec
 from paceline.launch.summary import Summary
 from paceline.launch.supervise import HANG_TIMEOUT_S, Supervisor
 from paceline.launch.threads import thread_environment
-from paceline.launch.worker_main import STORE_VARIABLE
+from paceline.launch.worker_main import STORE_VARIABLE, work
 from paceline.pipeline.placement import Placement
 from paceline.runtime.result import RunResult
 from paceline.runtime.secret import make_secret
@@ -37,14 +39,14 @@ def run_local(
     audience: Audience = NOBODY,
     hang_timeout_s: float = HANG_TIMEOUT_S,
     debug: bool = False,
-    worker: Sequence[str] = WORKER,
+    worker: Sequence[str] | None = None,
 ) -> Summary:
     """Run a spec in worker processes, one per rank, or a single one for the serial reference; write what `spec.out`
     asks for and return the summary.
 
-    `worker` are the arguments with which Python starts a worker. Raises `RunFailedError`, `OutputsError` or
-    `Interrupted`, and leaves no process and no file of the run behind but those in `spec.out`: there is what was done,
-    also of a run that ended early.
+    `worker` are the arguments with which Python starts another worker than Paceline's own. Raises `RunFailedError`,
+    `OutputsError` or `Interrupted`, and leaves no process and no file of the run behind but those in `spec.out`: there
+    is what was done, also of a run that ended early.
     """
     with RunDir() as run_dir:
         try:
@@ -63,7 +65,7 @@ def run_local(
 def _supervised(
     spec: RunSpec,
     run_dir: RunDir,
-    worker: Sequence[str],
+    worker: Sequence[str] | None,
     audience: Audience,
     hang_timeout_s: float,
     debug: bool,
@@ -76,6 +78,10 @@ def _supervised(
     with Interrupts() as interrupts, _listener() as listener:
         make_secret(run_dir.path)
         write_spec(run_dir.spec, spec)
+        if worker is None and can_fork():
+            # The workers have it then, and need not import torch again.
+            import paceline.runtime.serial
+            import paceline.runtime.worker  # noqa: F401
         commands = _commands(spec, run_dir, listener, worker)
         Supervisor(commands, run_dir, interrupts, hang_timeout_s, look, debug).run()
     try:
@@ -104,13 +110,16 @@ def _listener() -> socket.socket:
     return socket.create_server((_LOOPBACK, 0), backlog=512)
 
 
-def _commands(spec: RunSpec, run_dir: RunDir, listener: socket.socket, worker: Sequence[str]) -> list[WorkerCommand]:
-    argv = [sys.executable, *worker, str(run_dir.path)]
+def _commands(
+    spec: RunSpec, run_dir: RunDir, listener: socket.socket, worker: Sequence[str] | None
+) -> list[WorkerCommand]:
+    argv = [sys.executable, *(worker or WORKER), str(run_dir.path)]
+    main = partial(work, run_dir.path) if worker is None else None
     groups = spec.topology.groups
     if spec.serial:
         threads = max(group.threads for group in groups.values())
         env = {"RANK": "0", "WORLD_SIZE": "1", **thread_environment(threads)}
-        return [WorkerCommand(0, "the serial worker", argv, env)]
+        return [WorkerCommand(0, "the serial worker", argv, env, main=main)]
     placement = Placement(spec.topology)
     commands = []
     for rank in range(placement.world_size):
@@ -127,5 +136,6 @@ def _commands(spec: RunSpec, run_dir: RunDir, listener: socket.socket, worker: S
         if rank == 0:
             env[STORE_VARIABLE] = str(listener.fileno())
             inherit = (listener.fileno(),)
-        commands.append(WorkerCommand(rank, rank_name(placement, rank, spec.sessions), argv, env, inherit))
+        name = rank_name(placement, rank, spec.sessions)
+        commands.append(WorkerCommand(rank, name, argv, env, inherit, main=main))
     return commands

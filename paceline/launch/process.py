@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from paceline.launch.fork import Forked, can_fork
+
 __all__ = ["PARENT_VARIABLE", "Worker", "WorkerCommand", "stop"]
 
 PARENT_VARIABLE = "PACELINE_PARENT"
@@ -21,8 +23,11 @@ _GRACE_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class WorkerCommand:
-    """What to start for a rank. `name` is what messages call it; `inherit` are file descriptors that it gets; the run
-    can do without an `expendable` one."""
+    """What to start for a rank.
+
+    `name` is what messages call it; `inherit` are file descriptors that it gets; the run can do without an `expendable`
+    one. With `main`, the worker is forked from this process where that is safe, and calls it; else `argv` is executed.
+    """
 
     rank: int
     name: str
@@ -30,6 +35,7 @@ class WorkerCommand:
     env: Mapping[str, str] = field(default_factory=dict)
     inherit: tuple[int, ...] = ()
     expendable: bool = False
+    main: Callable[[], None] | None = None
 
 
 class Worker:
@@ -40,10 +46,15 @@ class Worker:
         self.rank = command.rank
         self.name = command.name
         self._code: int | None = None
+        self._process: Forked | subprocess.Popen[bytes]
+        env = {**os.environ, **command.env, PARENT_VARIABLE: str(os.getpid())}
         with log.open("wb") as output:
+            if command.main is not None and can_fork():
+                self._process = Forked(command.main, env, output.fileno(), command.inherit)
+                return
             self._process = subprocess.Popen(
                 command.argv,
-                env={**os.environ, **command.env, PARENT_VARIABLE: str(os.getpid())},
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -60,6 +60,10 @@ class RunDirPaths:
         """Standard output and error of a worker."""
         return self.path / f"rank-{rank}.log"
 
+    def pid(self, rank: int) -> Path:
+        """The process id of a worker."""
+        return self.path / f"rank-{rank}.pid"
+
     def failure(self, rank: int) -> Path:
         """Why a worker failed."""
         return self.path / f"failure-{rank}.json"

@@ -65,7 +65,9 @@ class Supervisor:
         board = ProgressBoard(self._run_dir.progress, len(self._commands))
         try:
             for command in self._commands:
-                self._workers.append(Worker(command, self._run_dir.log(command.rank)))
+                worker = Worker(command, self._run_dir.log(command.rank))
+                self._workers.append(worker)
+                self._run_dir.pid(command.rank).write_text(str(worker.pid))
             self._see_through(board)
         finally:
             asked = self._interrupts.count

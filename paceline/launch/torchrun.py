@@ -20,6 +20,7 @@ from paceline.launch.run_dir import RunDir
 from paceline.launch.summary import Summary
 from paceline.launch.threads import thread_environment
 from paceline.pipeline.placement import Placement
+from paceline.pipeline.topology import Topology
 from paceline.runtime.spec import RunSpec
 
 __all__ = ["Launched", "record_failure", "run_launched"]
@@ -38,11 +39,22 @@ class Launched:
         if "RANK" not in environment and "WORLD_SIZE" not in environment:
             return None
         try:
-            return cls(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
+            found = cls(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
         except (KeyError, ValueError):
             raise ArgumentError(
                 "RANK and WORLD_SIZE must both be numbers; start with torchrun, or unset them"
             ) from None
+        if not 0 <= found.rank < found.world_size:
+            raise ArgumentError(
+                f"RANK is {found.rank} of a WORLD_SIZE of {found.world_size}; start with torchrun, or unset them"
+            )
+        return found
+
+    def use_threads(self, topology: Topology) -> None:
+        """Have math libraries use the threads of this rank's group. Call it before torch is imported: torchrun sets one
+        thread, and says nothing of how threads wait."""
+        group = topology.groups[Placement(topology).group_of_rank(self.rank)]
+        os.environ.update(thread_environment(group.threads))
 
 
 def run_launched(spec: RunSpec, launched: Launched, audience: Audience) -> Summary | None:
@@ -50,9 +62,7 @@ def run_launched(spec: RunSpec, launched: Launched, audience: Audience) -> Summa
 
     Raises `RunFailedError`, after leaving the cause where torchrun reports it from, and `OutputsError`.
     """
-    group = spec.topology.groups[Placement(spec.topology).group_of_rank(launched.rank)]
-    # torchrun sets one thread; this has to come before torch is imported.
-    os.environ.update(thread_environment(group.threads))
+    # Imported here: torch takes a second, and what is wrong with the arguments should not wait for it.
     from paceline.runtime.worker import run_rank
 
     decisions = None if spec.replay is None else read_journal(spec.replay)

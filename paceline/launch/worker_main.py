@@ -1,4 +1,7 @@
-"""`python -m paceline.launch.worker_main RUN_DIR`: one rank of a run that a supervisor on this machine started."""
+"""`python -m paceline.launch.worker_main RUN_DIR`: one rank of a run that a supervisor on this machine started.
+
+A supervisor that can fork its workers calls `work` in them.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,10 @@ from paceline.launch.spec_file import read_spec
 from paceline.runtime.result import RunResult
 
 if TYPE_CHECKING:
+    from paceline.runtime.language.models import Models
     from paceline.runtime.language.result import LanguageResult
 
-__all__ = ["STACKS_SIGNAL", "STORE_VARIABLE", "die_with_parent", "main"]
+__all__ = ["STACKS_SIGNAL", "STORE_VARIABLE", "die_with_parent", "main", "work"]
 
 STORE_VARIABLE = "PACELINE_STORE_FD"
 """File descriptor of the listening socket on which rank 0 serves the rendezvous store. The supervisor has bound it, so
@@ -47,14 +51,20 @@ def die_with_parent() -> None:
 
 
 def main() -> None:
-    """Run the rank that the environment names; leave a result, or an account of the failure and exit code 1."""
+    """Run the rank that the environment names, of the run whose folder is the first argument."""
+    work(Path(sys.argv[1]))
+
+
+def work(folder: Path, models: Models | None = None) -> None:
+    """Run the rank that the environment names; leave a result, or an account of the failure and exit code 1. `models`
+    is what is known of a generation's models already."""
     die_with_parent()
     faulthandler.enable()
     faulthandler.register(STACKS_SIGNAL)
-    paths = RunDirPaths(Path(sys.argv[1]))
+    paths = RunDirPaths(folder)
     rank = int(os.environ["RANK"])
     try:
-        _run(paths, rank)
+        _run(paths, rank, models)
     except BaseException as error:
         failure = Failure.of(rank, error)
         failure.write(paths.path)
@@ -63,10 +73,13 @@ def main() -> None:
         os._exit(1)
 
 
-def _run(paths: RunDirPaths, rank: int) -> None:
+def _run(paths: RunDirPaths, rank: int, models: Models | None) -> None:
     fields = json.loads(paths.spec.read_text())
     progress = ProgressWriter(paths.progress, rank)
-    result = _generate(paths, rank, fields, progress) if "prompts" in fields else _frames(paths, rank, progress)
+    if "prompts" in fields:
+        result: RunResult | LanguageResult | None = _generate(paths, rank, fields, progress, models)
+    else:
+        result = _frames(paths, rank, progress)
     if result is not None:
         draft = paths.result.with_suffix(".tmp")
         draft.write_bytes(msgspec.msgpack.encode(result))
@@ -89,17 +102,20 @@ def _frames(paths: RunDirPaths, rank: int, progress: ProgressWriter) -> RunResul
     return result
 
 
-def _generate(paths: RunDirPaths, rank: int, fields: dict[str, Any], progress: ProgressWriter) -> LanguageResult | None:
+def _generate(
+    paths: RunDirPaths, rank: int, fields: dict[str, Any], progress: ProgressWriter, models: Models | None
+) -> LanguageResult | None:
     from paceline.launch.language.spec_file import generate_spec_of
     from paceline.runtime.language.models import Models
     from paceline.runtime.language.run import generate_rank
     from paceline.runtime.language.serial import generate_serial
 
     spec = generate_spec_of(fields)
+    models = models or Models.of(spec)
     if spec.serial:
-        return generate_serial(spec, Models.of(spec), paths.stream)
+        return generate_serial(spec, models, paths.stream)
     store = _serve_store()
-    result = generate_rank(spec, rank, int(os.environ["WORLD_SIZE"]), paths.path, progress, paths.stream)
+    result = generate_rank(spec, models, rank, int(os.environ["WORLD_SIZE"]), paths.path, progress, paths.stream)
     del store
     return result
 

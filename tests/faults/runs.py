@@ -70,9 +70,8 @@ class Run:
     def workers(self) -> dict[int, psutil.Process]:
         """The workers by rank."""
         found = {}
-        for child in psutil.Process(self.process.pid).children():
-            if "paceline.launch.worker_main" in " ".join(child.cmdline()):
-                found[int(child.environ()["RANK"])] = child
+        for file in self.temporary.glob("paceline-*/rank-*.pid"):
+            found[int(file.stem.removeprefix("rank-"))] = psutil.Process(int(file.read_text()))
         return found
 
     def until_frames(self, count: int = 5, world_size: int = 2, deadline_s: float = 60.0) -> dict[int, psutil.Process]:

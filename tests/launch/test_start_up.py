@@ -6,13 +6,14 @@ Counted in modules of a fresh interpreter, not in seconds.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.harness import ROOT
+from tests.harness import ROOT, free_port
 
 SLOW = ("torch", "transformers", "tokenizers", "matplotlib", "PIL", "imageio_ffmpeg", "ray", "triton", "sympy")
 CODE = """
@@ -76,3 +77,42 @@ def test_a_folder_that_holds_no_model_is_refused_as_fast(tmp_path: Path) -> None
         code, names, said = imported("generate", LANGUAGE, "--prompt", "x", "--set", f"model.target={folder}")
         assert (code, names & set(SLOW)) == (2, set()), said
         assert message in said
+
+
+FIRST = """
+import os, sys
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("torch", os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"], flush=True)
+
+sys.meta_path.insert(0, Watch())
+from paceline.launch.{module} import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["cli", "__main__"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "topologies/world-1.yaml", "--frames", "1", "--quiet"],
+        ["generate", LANGUAGE, "--prompt", "x", "--max-tokens", "999999"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_threads_are_set_before_torch_is_loaded(module: str, arguments: list[str]) -> None:
+    """OpenMP reads how its threads wait when it is loaded, and never again. torchrun's OMP_NUM_THREADS is 1."""
+    launched = {}
+    if module == "__main__":
+        size = 1 if arguments[0] == "run" else 2
+        launched = {"RANK": "0", "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        arguments = arguments[1:] if arguments[0] == "run" else arguments
+    usual = {name: value for name, value in os.environ.items() if not name.startswith(("OMP", "KMP"))}
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST.format(module=module), *arguments], cwd=ROOT, capture_output=True, text=True,
+        timeout=60, env={**usual, **launched, "OMP_NUM_THREADS": "7"},
+    )  # fmt: skip
+    threads = {"cli": "1", "__main__": "2" if len(launched) and launched["WORLD_SIZE"] == "1" else "1"}[module]
+    assert done.stdout.splitlines()[:1] == [f"torch {threads} passive"], done.stderr

@@ -102,6 +102,8 @@ def generate(
         loaded = load_topology(topology, overrides or [], None if launched is None else launched.world_size)
         if loaded.workload != "language":
             raise ArgumentError(f"{topology} makes frames; start it with `paceline run`")
+        if launched is not None:
+            launched.use_threads(loaded)
         resumed = [] if resume is None else _parked(resume)
         if launched is not None and prompts == Path("-"):
             raise ArgumentError("--prompts -: the ranks of torchrun share no standard input; name a file")
@@ -116,9 +118,9 @@ def generate(
         )  # fmt: skip
         if launched is not None and serial:
             raise ArgumentError("--serial runs in one process; start it with `paceline generate`, without torchrun")
-        spec, warnings = make_spec(loaded, asked, resumed, ignore_eos=ignore_eos, plain=plain, serial=serial)
+        spec = make_spec(loaded, asked, resumed, ignore_eos=ignore_eos, plain=plain, serial=serial)
         spec = replace(spec, out=None if out is None else out.resolve(), park=None if park is None else park.resolve())
-        check_generation(spec)
+        models = check_generation(spec)
         if spec.out is not None:
             make_writable(f"--out {spec.out}", spec.out)
     except (TopologyError, ArgumentError) as error:
@@ -130,9 +132,8 @@ def generate(
     # Imported here: it brings torch, and what is wrong above should not wait for it.
     from paceline.launch.language.start import start
 
-    summary = start(spec, launched, not quiet and not as_json, hang_timeout, debug)
+    summary = start(spec, models, launched, not quiet and not as_json, hang_timeout, debug)
     if summary is not None:
-        summary["warnings"][:0] = warnings
         _print(summary, None if quiet or as_json else spec.out, as_json)
         failed: LaunchError | None = _every_session_failed(summary)
         if failed is None and spec.out is not None and summary["unsaved"]:

@@ -149,6 +149,8 @@ def _check(
     topology = load_topology(file, overrides, None if launched is None else launched.world_size)
     if topology.workload == "language":
         raise ArgumentError(f"{file} makes text; start it with `paceline generate`")
+    if launched is not None:
+        launched.use_threads(topology)
     shape = read_model_file(topology).shape
     deadlock = check_liveness(topology, shape)
     if deadlock is not None:

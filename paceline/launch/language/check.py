@@ -11,8 +11,9 @@ from paceline.stages.lm.folder import ModelFolderError
 __all__ = ["check_generation"]
 
 
-def check_generation(spec: GenerateSpec) -> None:
-    """Check the models, the lengths of the prompts, memory tiers, parking and keys. Raises `ArgumentError`."""
+def check_generation(spec: GenerateSpec) -> Models:
+    """Check the models, the lengths of the prompts, memory tiers, parking and keys. Returns what is known of the models
+    now. Raises `ArgumentError`."""
     topology = spec.topology
     try:
         models = Models.of(spec)
@@ -36,3 +37,4 @@ def check_generation(spec: GenerateSpec) -> None:
     check_parking(spec, models)
     if not spec.serial:
         check_curve(topology)
+    return models

@@ -24,11 +24,11 @@ from paceline.runtime.language.spec import GenerateSpec
 __all__ = ["keep_texts", "write_language_outputs"]
 
 
-def write_language_outputs(out: Path, spec: GenerateSpec, result: LanguageResult, summary: Summary) -> list[str]:
-    """Write the files of a generation into the folder `out`, which is made where it is missing. Returns what could not
-    be written, with the reasons."""
+def write_language_outputs(out: Path, spec: GenerateSpec, result: LanguageResult, summary: Summary) -> None:
+    """Write the files of a generation into the folder `out`, which is made where it is missing. What could not be
+    written is added to the summary as `unsaved`, with the reasons."""
     texts = {text.id: text.text for text in result.sessions}
-    steps = _books(out, spec, texts, summary)
+    steps = _texts(out, spec, texts)
     for report in result.reports:
         if report.history is None:
             continue
@@ -40,7 +40,8 @@ def write_language_outputs(out: Path, spec: GenerateSpec, result: LanguageResult
         draw = partial(write_tier_map, history=report.history, title=title)
         name = f"tiers-{report.group}-{report.rank}.png"
         steps[name] = partial(write_atomic, out / name, draw)
-    return tried(out, steps)
+    summary["unsaved"] = tried(out, steps)
+    summary["unsaved"] += tried(out, _summary(out, summary))
 
 
 def keep_texts(out: Path, spec: GenerateSpec, stream: Path, why: str) -> None:
@@ -58,19 +59,21 @@ def keep_texts(out: Path, spec: GenerateSpec, stream: Path, why: str) -> None:
     texts = {session: pieces.get(session, "") for session in range(len(spec.prompts))}
     print(f"paceline: keeping the texts so far in {out}", file=sys.stderr, flush=True)
     summary: Summary = {"topology": spec.topology.name, "seed": spec.seed, "ended": why}
-    for lost in tried(out, _books(out, spec, texts, summary)):
+    for lost in tried(out, _texts(out, spec, texts) | _summary(out, summary)):
         print(f"paceline: warning: not saved: {lost}", file=sys.stderr, flush=True)
 
 
-def _books(
-    out: Path, spec: GenerateSpec, texts: Mapping[int, str], summary: Summary
-) -> dict[str, Callable[[], object]]:
+def _texts(out: Path, spec: GenerateSpec, texts: Mapping[int, str]) -> dict[str, Callable[[], object]]:
     lines = [
         json.dumps({"session": session, "prompt": prompt, "text": texts[session]})
         for session, prompt in enumerate(spec.prompts)
     ]
-    content = {
-        "summary.json": json.dumps(summary, indent=2) + "\n",
-        "texts.jsonl": "".join(f"{line}\n" for line in lines),
-    }
-    return {name: partial(write_bytes, out / name, text.encode()) for name, text in content.items()}
+    return _file(out, "texts.jsonl", "".join(f"{line}\n" for line in lines))
+
+
+def _summary(out: Path, summary: Summary) -> dict[str, Callable[[], object]]:
+    return _file(out, "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _file(out: Path, name: str, text: str) -> dict[str, Callable[[], object]]:
+    return {name: partial(write_bytes, out / name, text.encode())}

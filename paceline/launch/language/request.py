@@ -40,8 +40,8 @@ def make_spec(
     ignore_eos: bool = False,
     plain: bool = False,
     serial: bool = False,
-) -> tuple[GenerateSpec, list[str]]:
-    """The spec of a generation, and what to warn of. Raises `ArgumentError`.
+) -> GenerateSpec:
+    """The spec of a generation, with what to warn of. Raises `ArgumentError`.
 
     Sampling is what the prompt's own options say, else the command line, else the parked session, else the target's
     `generation_config.json`, else `SAMPLING_DEFAULTS`.
@@ -92,15 +92,14 @@ def make_spec(
         for folder, it in parked
     )
     texts = tuple(prompt.prompt for prompt in asked.prompts)
-    spec = GenerateSpec(
+    return GenerateSpec(
         topology, texts, asked.max_tokens, seed, common, asked.stop, ignore_eos, plain, serial, resumed=resumed,
         own=() if alike else tuple(own),
+        warnings=tuple(
+            f"{topology.model.target}: generation_config.json asks for {name}, which is not supported and left out"
+            for name in defaults.unsupported
+        ),
     )  # fmt: skip
-    warnings = [
-        f"{topology.model.target}: generation_config.json asks for {name}, which is not supported and left out"
-        for name in defaults.unsupported
-    ]
-    return spec, warnings
 
 
 def _seed(seed: int | None) -> int | None:

@@ -12,6 +12,7 @@ from paceline.launch.language.torchrun import generate_launched
 from paceline.launch.language.view import StreamView, print_texts, show_summary
 from paceline.launch.summary import Summary
 from paceline.launch.torchrun import Launched
+from paceline.runtime.language.models import Models
 from paceline.runtime.language.roles import Roles
 from paceline.runtime.language.spec import GenerateSpec
 
@@ -19,10 +20,11 @@ __all__ = ["start"]
 
 
 def start(
-    spec: GenerateSpec, launched: Launched | None, show: bool, hang_timeout_s: float, debug: bool
+    spec: GenerateSpec, models: Models, launched: Launched | None, show: bool, hang_timeout_s: float, debug: bool
 ) -> Summary | None:
-    """Generate. With `show`, a single session's text is printed as it comes, those of several at the end, and a table
-    of figures behind. Returns the summary, on other ranks than the first verifier's None."""
+    """Generate with the models of the spec. With `show`, a single session's text is printed as it comes, those of
+    several at the end, and a table of figures behind. Returns the summary, on other ranks than the first verifier's
+    None."""
     home = launched is None or launched.rank == Roles.of(spec.topology).first
     live = show and home and len(spec.prompts) == 1
     views: list[StreamView] = []
@@ -34,9 +36,9 @@ def start(
         return views[0]
 
     if launched is None:
-        summary: Summary | None = generate_local(spec, watch, hang_timeout_s, debug)
+        summary: Summary | None = generate_local(spec, watch, hang_timeout_s, debug, models=models)
     else:
-        summary = generate_launched(spec, launched, watch)
+        summary = generate_launched(spec, models, launched, watch)
     if summary is not None and show:
         if views:
             views[0].close()

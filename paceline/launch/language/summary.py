@@ -67,7 +67,7 @@ def summarize_language(spec: GenerateSpec, result: LanguageResult) -> dict[str, 
         },
         "tiers": _tiers(result),
         "parked": result.parked,
-        "warnings": result.warnings,
+        "warnings": [*spec.warnings, *result.warnings],
         "ranks": [_rank(report) for report in result.reports],
         "machine": {**describe_machine(), "threads": sum(report.threads for report in result.reports)},
     }

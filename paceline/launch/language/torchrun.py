@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,21 +11,18 @@ from paceline.launch.language.outputs import write_language_outputs
 from paceline.launch.language.summary import summarize_language
 from paceline.launch.run_dir import RunDir
 from paceline.launch.summary import Summary
-from paceline.launch.threads import thread_environment
 from paceline.launch.torchrun import Launched, record_failure
-from paceline.pipeline.placement import Placement
+from paceline.runtime.language.models import Models
 from paceline.runtime.language.spec import GenerateSpec
 
 __all__ = ["generate_launched"]
 
 
 def generate_launched(
-    spec: GenerateSpec, launched: Launched, watch: Callable[[Path], Callable[[int], None] | None]
+    spec: GenerateSpec, models: Models, launched: Launched, watch: Callable[[Path], Callable[[int], None] | None]
 ) -> Summary | None:
     """Run this process's rank; the summary on the first verifier's, None elsewhere. Raises `RunFailedError`."""
-    group = spec.topology.groups[Placement(spec.topology).group_of_rank(launched.rank)]
-    # torchrun sets one thread; this has to come before torch computes.
-    os.environ.update(thread_environment(group.threads))
+    # Imported here: it brings torch.
     from paceline.runtime.language.run import generate_rank
 
     with RunDir() as run_dir:
@@ -37,7 +33,9 @@ def generate_launched(
                 look(done)
 
         try:
-            result = generate_rank(spec, launched.rank, launched.world_size, run_dir.path, progress, run_dir.stream)
+            result = generate_rank(
+                spec, models, launched.rank, launched.world_size, run_dir.path, progress, run_dir.stream
+            )
         except Exception as error:
             failure = Failure.of(launched.rank, error)
             record_failure(failure)
@@ -46,5 +44,5 @@ def generate_launched(
             return None
         summary = summarize_language(spec, result)
         if spec.out is not None:
-            summary["unsaved"] = write_language_outputs(spec.out, spec, result, summary)
+            write_language_outputs(spec.out, spec, result, summary)
         return summary

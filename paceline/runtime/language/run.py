@@ -33,14 +33,20 @@ _SWITCH_INTERVAL_S = 0.0005
 
 
 def generate_rank(
-    spec: GenerateSpec, rank: int, world_size: int, run_dir: Path, progress: Progress, log: Path | None
+    spec: GenerateSpec,
+    models: Models,
+    rank: int,
+    world_size: int,
+    run_dir: Path,
+    progress: Progress,
+    log: Path | None,
 ) -> LanguageResult | None:
     """Run one rank; the result on the first verifier, None elsewhere.
 
     Raises `ModelFolderError` for models that can't be used, `TransportError` and `RendezvousError` as `run_rank` does.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    roles, models = Roles.of(spec.topology), Models.of(spec)
+    roles = Roles.of(spec.topology)
     rendezvous = Rendezvous.open(rank, world_size, run_dir, spec.topology.network)
     with Endpoint(rendezvous, spec.topology, roles.routes(), expendable=[roles.drafter]) as endpoint:
         worker = make_worker(spec, rank, endpoint, progress, models, log)

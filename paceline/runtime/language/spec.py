@@ -57,6 +57,8 @@ class GenerateSpec:
     own: tuple[SessionOptions, ...] = ()
     """Options of each session, in the order of the prompts; without them, all have `sampling`, `max_tokens` and
     `stop`."""
+    warnings: tuple[str, ...] = ()
+    """What the user is told of the request, in the summary; workers don't know it."""
 
     def options(self, session: int) -> SessionOptions:
         """What a session is generated with."""

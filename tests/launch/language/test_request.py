@@ -30,7 +30,7 @@ def folder(where: Path, **keys: Any) -> Path:
 
 def spec(
     target: Path, *prompts: Prompt, parked: tuple[ParkedSession, ...] = (), seed: int | None = None, **given: Any
-) -> tuple[GenerateSpec, list[str]]:
+) -> GenerateSpec:
     topology = load_topology(ROOT / "topologies" / "speculate-2.yaml", [f"model.target={target}"])
     asked = Asked(prompts, 9, seed, NOTHING | given, ("end",))
     return make_spec(topology, asked, [(Path("x"), session) for session in parked])
@@ -41,10 +41,10 @@ def drawn(found: GenerateSpec) -> list[dict[str, float]]:
 
 
 def test_without_a_word_the_usual_holds(tmp_path: Path) -> None:
-    found, warnings = spec(tmp_path, Prompt("a"), Prompt("b"))
+    found = spec(tmp_path, Prompt("a"), Prompt("b"))
     usual = {"temperature": 0.7, "top_k": 0.0, "top_p": 1.0, "repetition_penalty": 1.0}
     assert drawn(found) == [usual, usual]
-    assert (found.own, warnings) == ((), [])
+    assert (found.own, found.warnings) == ((), ())
     assert [found.session_seed(session) for session in range(2)] == [session_seed(0, 0), session_seed(0, 1)]
 
 
@@ -52,13 +52,13 @@ def test_who_is_heard_first(tmp_path: Path) -> None:
     """The prompt, then the command line, then the parked session, then the model's folder."""
     target = folder(tmp_path / "m", temperature=0.1, top_k=1, top_p=0.1, repetition_penalty=1.1, do_sample=True)
     parked = ParkedSession(0, 5, [1], "length", 1, {"temperature": 0.2, "top_k": 2.0, "top_p": 0.2})
-    found, _ = spec(target, Prompt("", temperature=0.4), parked=(parked,), temperature=0.3, top_k=3)
+    found = spec(target, Prompt("", temperature=0.4), parked=(parked,), temperature=0.3, top_k=3)
     assert drawn(found) == [{"temperature": 0.4, "top_k": 3.0, "top_p": 0.2, "repetition_penalty": 1.1}]
     assert found.session_seed(0) == 5
 
 
 def test_each_prompt_has_its_options(tmp_path: Path) -> None:
-    found, _ = spec(tmp_path, Prompt("a", seed=4, max_tokens=3, top_k=2, stop="s"), Prompt("b", stop=[]), seed=8)
+    found = spec(tmp_path, Prompt("a", seed=4, max_tokens=3, top_k=2, stop="s"), Prompt("b", stop=[]), seed=8)
     assert [(o.max_tokens, o.stop) for o in map(found.options, range(2))] == [(3, ("s",)), (9, ())]
     assert [found.session_seed(session) for session in range(2)] == [session_seed(4, 0), session_seed(8, 1)]
     assert [sampling["top_k"] for sampling in drawn(found)] == [2.0, 0.0]
@@ -68,7 +68,7 @@ def test_each_prompt_has_its_options(tmp_path: Path) -> None:
 
 def test_parked_sessions_go_on_as_each_was_drawn(tmp_path: Path) -> None:
     parked = tuple(ParkedSession(n, n, [1], "length", 1, {"temperature": n / 10}) for n in range(3))
-    found, _ = spec(tmp_path, *[Prompt("")] * 3, parked=parked)
+    found = spec(tmp_path, *[Prompt("")] * 3, parked=parked)
     assert [sampling["temperature"] for sampling in drawn(found)] == [0.0, 0.1, 0.2]
     assert [found.session_seed(session) for session in range(3)] == [0, 1, 2]
 
@@ -76,8 +76,8 @@ def test_parked_sessions_go_on_as_each_was_drawn(tmp_path: Path) -> None:
 def test_do_sample_false_is_greedy(tmp_path: Path) -> None:
     target = folder(tmp_path / "m", do_sample=False, temperature=0.9, top_k=None)
     assert GenerationDefaults.read(target).sampling == {"temperature": 0.0}
-    assert drawn(spec(target, Prompt("a"))[0])[0]["temperature"] == 0.0
-    assert drawn(spec(target, Prompt("a"), temperature=0.5)[0])[0]["temperature"] == 0.5
+    assert drawn(spec(target, Prompt("a")))[0]["temperature"] == 0.0
+    assert drawn(spec(target, Prompt("a"), temperature=0.5))[0]["temperature"] == 0.5
 
 
 def test_what_is_not_supported_is_named(tmp_path: Path) -> None:
@@ -85,11 +85,11 @@ def test_what_is_not_supported_is_named(tmp_path: Path) -> None:
         tmp_path / "m", min_p=0.05, num_beams=4, typical_p=1.0, bad_words_ids=None, suppress_tokens=[], eos_token_id=3,
         max_length=20, renormalize_logits=True,
     )  # fmt: skip
-    _, warnings = spec(target, Prompt("a"))
+    found = spec(target, Prompt("a"))
     wrong = "which is not supported and left out"
-    assert warnings == [
+    assert found.warnings == tuple(
         f"{target}: generation_config.json asks for {name}, {wrong}" for name in ("min_p 0.05", "num_beams 4")
-    ]
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,121 @@
+"""Workers that are forked from the launcher, so that each of them need not import torch and Transformers again.
+
+Importing both takes two to three seconds of CPU time a process, on a machine that may have fewer cores than ranks. A
+forked process has them already. That is safe only where this process has computed nothing on several threads and has
+touched no GPU: OpenMP's threads and a CUDA context do not survive a fork. `prepare_fork` sees to the first, and
+`can_fork` looks.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from typing import NoReturn
+
+from paceline.launch.threads import thread_environment
+
+__all__ = ["Forked", "can_fork", "prepare_fork"]
+
+# Of new objects. Imports make hundreds of thousands that stay; the usual 700 has the collector walk them over and over,
+# a tenth of the time that the imports take.
+_FEW_COLLECTIONS = 100_000
+_usual_thresholds = gc.get_threshold()
+_prepared = False
+
+
+def prepare_fork() -> None:
+    """Let this process fork workers later. It computes on one thread from now on. Does nothing where torch was loaded
+    before, since it may have started threads."""
+    global _prepared
+    if sys.platform != "linux" or "torch" in sys.modules:
+        return
+    os.environ.update(thread_environment(1))
+    gc.set_threshold(_FEW_COLLECTIONS)
+    _prepared = True
+
+
+def can_fork() -> bool:
+    """Whether a worker can be forked from this process now."""
+    if not _prepared or threading.active_count() > 1:
+        return False
+    torch = sys.modules.get("torch")
+    return torch is None or (torch.get_num_threads() == 1 and not torch.cuda.is_initialized())
+
+
+class Forked:
+    """A process that was forked from this one: calls `main` in a session of its own, with an environment, its output in
+    the file `log`, and no file of this process's but those in `inherit`. It has the methods of `subprocess.Popen` that
+    are needed of it."""
+
+    def __init__(self, main: Callable[[], None], env: Mapping[str, str], log: int, inherit: Iterable[int] = ()) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._status: int | None = None
+        self.pid = os.fork()
+        if not self.pid:
+            _become(main, env, log, inherit)
+
+    def poll(self) -> int | None:
+        """Exit code, negative for a signal; None while it runs."""
+        return self._reap(os.WNOHANG)
+
+    def wait(self) -> int:
+        """Exit code, once it has ended."""
+        code = self._reap(0)
+        assert code is not None
+        return code
+
+    def _reap(self, options: int) -> int | None:
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, options)
+            if pid:
+                self._status = os.waitstatus_to_exitcode(status)
+        return self._status
+
+
+def _become(main: Callable[[], None], env: Mapping[str, str], log: int, inherit: Iterable[int]) -> NoReturn:
+    code = 1
+    try:
+        # What the other process made is not collected here: that would close files by their numbers.
+        gc.freeze()
+        gc.set_threshold(*_usual_thresholds)
+        os.setsid()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_DFL if signum == signal.SIGTERM else signal.default_int_handler)
+        with open(os.devnull, "rb") as nothing:
+            os.dup2(nothing.fileno(), 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        _close_all_but({0, 1, 2, *inherit})
+        sys.stdin = io.TextIOWrapper(os.fdopen(0, "rb", closefd=False))
+        sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), line_buffering=True)
+        sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", 0, closefd=False), write_through=True)
+        os.environ.clear()
+        os.environ.update(env)
+        main()
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Neither the handlers nor the open blocks of the process that this one was forked from are run here.
+        os._exit(code)
+
+
+def _close_all_but(kept: set[int]) -> None:
+    # Listed first: the listing has a file of its own, which is closed by then.
+    for number in [int(name) for name in os.listdir("/proc/self/fd")]:
+        if number not in kept:
+            try:
+                os.close(number)
+            except OSError:
+                continue

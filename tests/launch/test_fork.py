@@ -1,0 +1,95 @@
+"""Workers that are forked: what they share with the launcher, and when it may not fork."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paceline.launch.fork import can_fork
+from tests.harness import ROOT
+
+HEAD = """
+import json, os, sys, threading, time
+from pathlib import Path
+from paceline.launch.fork import Forked, can_fork, prepare_fork
+prepare_fork()
+"""
+CHILD = """
+left = open("/dev/null")
+kept, lost = os.pipe()
+os.set_inheritable(kept, True)
+folder, launcher = Path(sys.argv[1]), os.getpid()
+
+class Closer:
+    def __del__(self):
+        if os.getpid() != launcher:
+            (folder / "closed").write_text("by a finalizer of the launcher's")
+
+loop = [Closer()]
+loop.append(loop)
+del loop
+
+def main():
+    import gc
+    gc.collect()
+    print("to the log")
+    print(sys.stdin.read() == "", file=sys.stderr)
+    files = [number for number in map(int, os.listdir("/proc/self/fd")) if os.path.exists(f"/proc/self/fd/{{number}}")]
+    found = [os.getpid() == os.getsid(0), os.environ["MARK"], "HOME" in os.environ, sorted(files) == [0, 1, 2, kept]]
+    (folder / "found").write_text(json.dumps(found))
+    {end}
+
+with open(folder / "log", "wb") as log:
+    print("unwritten", end="")
+    child = Forked(main, {{"MARK": "here"}}, log.fileno(), [kept])
+print(child.poll() in (None, {code}), child.wait() == {code}, child.poll() == {code})
+"""
+
+
+def run(code: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", HEAD + code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ("return", 0, ""),
+        ("raise SystemExit(7)", 7, ""),
+        ("raise ValueError('wrong')", 1, "ValueError: wrong"),
+        ("os.kill(os.getpid(), 9)", -9, ""),
+    ],
+)
+def test_it_has_nothing_of_the_launcher_but_its_modules(tmp_path: Path, end: str, code: int, said: str) -> None:
+    assert run(CHILD.format(end=end, code=code), str(tmp_path)) == "unwrittenTrue True True\n"
+    assert json.loads((tmp_path / "found").read_text()) == [True, "here", False, True]
+    log = (tmp_path / "log").read_text()
+    assert log.startswith("to the log\nTrue\n") and said in log
+    assert not (tmp_path / "closed").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "safe"),
+    [
+        ("", True),
+        ("import torch", True),
+        ("import torch; torch.set_num_threads(2)", False),
+        ("threading.Thread(target=time.sleep, args=(0.5,)).start()", False),
+    ],
+)
+def test_when_it_is_safe(before: str, safe: bool) -> None:
+    assert run(f"{before}\nprint(can_fork())") == f"{safe}\n"
+
+
+def test_a_process_that_had_torch_before_does_not_fork() -> None:
+    code = "from paceline.launch.fork import can_fork, prepare_fork; import torch; prepare_fork(); print(can_fork())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False\n", done.stderr
+    assert not can_fork()
