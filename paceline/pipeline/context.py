@@ -17,7 +17,10 @@ from functools import cache
 from paceline.pipeline.recall import Pose, Recall, View
 from paceline.pipeline.topology import ContextMode, ContextSpec
 
-__all__ = ["Context", "Read", "level_read", "slot_of"]
+__all__ = ["FOREVER", "Context", "Read", "level_read", "slot_of"]
+
+FOREVER = 1 << 60
+"""A frame that no session comes to."""
 
 
 def level_read(mode: ContextMode, steps: int, step: int, distance: int) -> int:
@@ -61,8 +64,8 @@ class Context:
     window: int
     sinks: int
     prompt: int
-    end: int
-    """One past the last frame of the session."""
+    end: int | None
+    """One past the last frame of the session; None where no end is known, and every frame may have later ones"""
     first_steps: dict[int, int] = field(default_factory=dict)
     recall: int = 0
     """Most older frames that a pass reads beside sinks and window"""
@@ -72,8 +75,8 @@ class Context:
     _most_first_steps: int = 64
 
     @classmethod
-    def of(cls, spec: ContextSpec, steps: int, prompt: int, end: int, view: View | None = None) -> Context:
-        """The context of a topology, for a session of frames before `end`."""
+    def of(cls, spec: ContextSpec, steps: int, prompt: int, end: int | None, view: View | None = None) -> Context:
+        """The context of a topology, for a session of frames before `end`, or for one without an end."""
         return cls(spec.mode, steps, spec.window, spec.sinks, prompt, end, recall=spec.recall, view=view)
 
     @property
@@ -215,11 +218,13 @@ class Context:
         return frame >= self.prompt and any(self.last_reader(frame, level, step) >= 0 for step in steps)
 
     def last_reader(self, frame: int, level: int, step: int) -> int:
-        """The last frame whose pass at `step` reads `frame` at `level`, or may recall it; -1 where there is none."""
-        farthest = self.end - 1 - frame
+        """The last frame whose pass at `step` reads `frame` at `level`, or may recall it; -1 where there is none.
+        Without an end, that of a frame that is read for ever is `FOREVER`."""
+        last = FOREVER if self.end is None else self.end - 1
+        farthest = last - frame
         if frame >= self.sinks:
             if self.recall and farthest > self.reach and level in self.recalled_levels(frame, step):
-                return self.end - 1
+                return last
             farthest = min(farthest, self.window)
         if frame < self.prompt:
             return frame + farthest if level == self.steps and farthest >= 1 else -1

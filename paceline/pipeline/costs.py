@@ -53,7 +53,7 @@ class Costs:
         """Time to run units together (one, or equal ones of several sessions), without their messages."""
         unit = units[0]
         cost = self.pass_s.get(unit.stage, 0.0)
-        if unit.kind in (UnitKind.receive, UnitKind.drain):
+        if unit.kind in (UnitKind.receive, UnitKind.drain, UnitKind.discard):
             return self.unit_s
         if unit.kind is UnitKind.layers:
             start, stop = unit.layers

@@ -32,7 +32,11 @@ class Dispatcher:
     says so by `wake`, may have `pick` set streams aside that are not ready: then a pick costs what changed, and not the
     number of streams."""
 
-    def __init__(self, programs: Iterable[Program], batches: dict[str, int] | None = None) -> None:
+    def __init__(
+        self, programs: Iterable[Program], batches: dict[str, int] | None = None, stop: int | None = None
+    ) -> None:
+        """`batches`: by stage, the most units of it that run together. `stop`: one past the last frame, at which the
+        sources among the programs end their sessions."""
         self.batches = batches or {}
         self.streams: list[Stream] = []
         self._place: dict[int, int] = {}
@@ -42,7 +46,7 @@ class Dispatcher:
         self._aside: dict[int, list[Stream]] = {}
         """By session: streams that were not ready when they were last looked at"""
         for program in programs:
-            iterator = program.units()
+            iterator = program.units(stop=stop if program.is_source else None)
             self.streams.append(Stream(program, iterator, next(iterator, None)))
             self._place[id(self.streams[-1])] = len(self.streams) - 1
         for stream in self.streams:

@@ -8,6 +8,7 @@ another and its writer waits for credit: a stage that took a later item first co
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from paceline.pipeline.context import Context, Read, slot_of
 from paceline.pipeline.key import Key
@@ -35,6 +36,8 @@ class Intake:
     """(frame, level) that came, or will come for a pass already asked for"""
     deferred: list[Read] = field(init=False, default_factory=list)
     """KV that skipped passes would have read and that was not yet computed then"""
+    end: int | None = field(init=False, default=None)
+    """One past the last frame, once the session has ended: nothing comes of later ones"""
 
     _most_held: int = 64
 
@@ -78,26 +81,47 @@ class Intake:
                 beside.setdefault(layer, []).append(key)
         return self._in_order(ahead), beside
 
-    def rest(self) -> list[Key]:
-        """What is still to be taken after the last pass."""
-        left, self.deferred = sorted(self.deferred, key=self._made), []
-        return self._in_order(left)
+    def rest(self, end: int) -> list[Key]:
+        """What is still to be taken after the last pass of a session of frames before `end`: what was deferred, and KV
+        that only passes of later frames would have read."""
+        left, self.deferred = self.deferred, []
+        oldest = max(end - self._near, self.context.prompt)
+        left += [
+            read
+            for read in (Read(frame, level) for frame in range(oldest, end) for level in self.edges)
+            if read.level >= self.context.first_step(read.frame)
+            and self.context.needed(read.frame, read.level, self.steps)
+            and (read.frame, read.level) not in self.held
+        ]
+        # Slot by slot: a level of a later slot is made when the one before has been given to its end.
+        slots = groupby(sorted(left, key=self._made), key=lambda read: self._made(read)[0])
+        return [key for _, reads in slots for key in self._in_order(list(reads))]
 
     # -- what ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def _near(self) -> int:
+        """Frames after its own within which KV is first read: older KV came with the frames next to it, or with the
+        first that could recall it (`Context.fresh`)."""
+        return self.context.steps + 2 + (self.context.reach if self.context.recall else 0)
 
     def _first_reads(self, row: Row) -> list[Read]:
         """KV of other stages that this pass is the first one to read here."""
         reads = [
             read
             for read in self.context.fresh(row.frame, row.step)
-            if read.level in self.edges and read.frame >= self.context.prompt and self._unheld(read)
+            if read.level in self.edges and self._made_here(read.frame) and self._unheld(read)
         ]
         # Now and then: what is older is never asked for again, and to look through it costs more than to keep it.
         if len(self.held) > self._most_held:
-            oldest = row.frame - self.context.reach - self.context.steps - 1
+            oldest = row.frame - self.context.steps - self._near
             self.held = {entry for entry in self.held if entry[0] >= oldest}
             self._most_held = 2 * len(self.held) + 64
         return reads
+
+    def _made_here(self, frame: int) -> bool:
+        """Whether the session computes a frame: it is no part of the prompt and not beyond the end."""
+        return self.context.prompt <= frame and (self.end is None or frame < self.end)
 
     def _unheld(self, read: Read) -> bool:
         """Whether KV is asked for the first time; from now on it counts as held."""
@@ -130,6 +154,7 @@ class Intake:
                     if (
                         edge == self.edges[read.level]
                         and self._made(other) < made
+                        and self._made_here(frame)
                         and level >= self.context.first_step(frame)
                         and self.context.needed(frame, level, self.steps)
                         and self._unheld(other)

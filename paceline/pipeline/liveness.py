@@ -11,9 +11,9 @@ one. Delays, placement and dispatch order are thus of no consequence, and neithe
 no token.
 
 So a proof needs one session, and one period of it, and `reduced.py` says which smaller topologies stand for a large
-one. The game is played until its state, seen relative to the oldest frame, repeats at a time when neither the prompt
-nor the end of the session is in reach of a pass; from there on it repeats for ever. Sessions of other lengths have a
-subset of these units and of their waits.
+one. The game is played without an end until its state, seen relative to the oldest frame, repeats at a time when the
+prompt is not in reach of a pass; from there on it repeats for ever. A session may begin at any slot boundary and end at
+any frame, so it is then started at every slot boundary of a period and ended at every frame of one.
 
 Skipped steps (`fewer_steps`) change the net with every decision; there the game is played to its end under each
 constant decision and under random ones, which is a test and not a proof.
@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from paceline.pipeline.context import Context
+from paceline.pipeline.context import Context, slot_of
 from paceline.pipeline.game import Game
 from paceline.pipeline.program import ModelShape, Unit
 from paceline.pipeline.reduced import is_live_chain, with_few_credits, with_short_context, with_short_prompt
@@ -102,6 +102,8 @@ class Verdict:
     live: bool
     repeats: bool
     game: Game
+    fired: int
+    """Units that ran, in all games that were played for it"""
 
 
 def check_liveness(topology: Topology, shape: ModelShape) -> Deadlock | None:
@@ -139,26 +141,52 @@ def _frames(topology: Topology) -> int:
 
 
 def explore(topology: Topology, shape: ModelShape, first_steps: Mapping[int, int] | None = None) -> Verdict:
-    """Play until the state repeats, to the end, or until nothing can run."""
-    game = Game.start(topology, shape, _frames(topology), first_steps)
-    context = topology.context
-    settled = (context.prompt if topology.workload == "world" else 0) + _reach(topology)
-    seen: set[object] = set()
+    """Play until nothing can run or the state repeats, and then sessions that start at each slot boundary of a period
+    and end at each frame of one. With decisions, play one session to its end."""
+    prompt = topology.context.prompt if topology.workload == "world" else 0
+    if first_steps:
+        return _to_the_end(Game.start(topology, shape, prompt + _frames(topology), first_steps), 0)
+    game = Game.start(topology, shape)
+    settled, limit = prompt + _reach(topology), prompt + _frames(topology)
+    seen: dict[object, int] = {}
+    while True:
+        waiting = game.waiting()
+        # A stage that nothing bounds, as it is not connected, must not run for ever beside others that wait.
+        enabled = [stage for stage in game.enabled() if waiting[stage].frame < limit]
+        if not enabled:
+            return Verdict(all(unit.frame >= limit for unit in waiting.values()), False, game, game.fired)
+        for stage in enabled:
+            game.fire(stage)
+        base, top, state = game.state()
+        if base < settled or top + _reach(topology) >= limit:
+            continue
+        if state in seen:
+            return _parts_of_a_session(topology, shape, game, seen[state], base)
+        seen[state] = base
+
+
+def _parts_of_a_session(topology: Topology, shape: ModelShape, whole: Game, first: int, last: int) -> Verdict:
+    """Sessions that start at each slot boundary between two frames, and end some frames later, at one after another."""
+    mode, steps = topology.context.mode, topology.model.steps
+    start, fired = slot_of(mode, steps, first, 0), whole.fired
+    for number in range(slot_of(mode, steps, last, 0) - start):
+        end = first + number // slot_of(mode, steps, 1, 0) + steps + 2 + number % (last - first)
+        found = _to_the_end(Game.start(topology, shape, end, slot=start + number), fired)
+        fired = found.fired
+        if not found.live:
+            return found
+    return Verdict(True, True, whole, fired)
+
+
+def _to_the_end(game: Game, fired: int) -> Verdict:
+    """Play a session to its end; `fired` units ran before."""
     while not game.done:
         enabled = game.enabled()
         if not enabled:
-            return Verdict(False, False, game)
+            return Verdict(False, False, game, fired + game.fired)
         for stage in enabled:
             game.fire(stage)
-        if first_steps:
-            continue
-        base, top, state = game.state()
-        if base < settled or top + _reach(topology) >= game.end:
-            continue
-        if state in seen:
-            return Verdict(True, True, game)
-        seen.add(state)
-    return Verdict(True, False, game)
+    return Verdict(True, False, game, fired + game.fired)
 
 
 def _decisions(topology: Topology) -> list[dict[int, int]]:
@@ -232,7 +260,7 @@ def _fix(topology: Topology, shape: ModelShape, first_steps: dict[int, int]) -> 
     played = 0
     while True:
         verdict = explore(_with_limits(topology, limits), shape, first_steps)
-        played += verdict.game.fired
+        played += verdict.fired
         if verdict.live:
             break
         game = verdict.game
@@ -259,7 +287,7 @@ def _fix(topology: Topology, shape: ModelShape, first_steps: dict[int, int]) -> 
                 middle = (fewest + most) // 2
                 trial = {**limits, index: _replaced(limits[index], field, max(low, middle * step))}
                 tried = explore(_with_limits(topology, trial), shape, first_steps)
-                played += tried.game.fired
+                played += tried.fired
                 if tried.live:
                     most = middle
                 else:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from paceline.pipeline.bounds import busiest_s
 from paceline.pipeline.context import Context
 from paceline.pipeline.costs import Costs
+from paceline.pipeline.denoise_program import DenoiseProgram
 from paceline.pipeline.flow import needed_kv_edges
 from paceline.pipeline.placement import Placement
-from paceline.pipeline.program import DenoiseProgram, ModelShape, program_for
+from paceline.pipeline.program import ModelShape
+from paceline.pipeline.programs import program_for
 from paceline.pipeline.reduced import with_short_context
 from paceline.pipeline.topology import ContextMode, EdgeSpec, Schedule, StageKind, Topology, Transport
 
@@ -87,7 +89,7 @@ def _bytes_per_frame(topology: Topology, shape: ModelShape) -> Counter[int]:
     probe = (topology.context.prompt if topology.workload == "world" else 0) + reach
     found: Counter[int] = Counter()
     for stage in topology.stages:
-        for unit in program_for(topology, shape, stage, 0, 2 * reach + 1).units():
+        for unit in program_for(topology, shape, stage, 0).units(stop=probe + reach + 1):
             for give in unit.gives:
                 if give.position == probe:
                     found[give.edge] += give.nbytes
@@ -118,7 +120,7 @@ def kv_held_bytes(topology: Topology, shape: ModelShape, sessions: int, frames: 
     for stage, spec in topology.stages.items():
         if spec.kind is not StageKind.denoise:
             continue
-        program = program_for(topology, shape, stage, 0, 2 * reach + 1)
+        program = program_for(topology, shape, stage, 0)
         if not isinstance(program, DenoiseProgram):
             continue
         entries: set[tuple[int, int]] = set()

@@ -14,7 +14,8 @@ from paceline.pipeline.flow import compute_chain
 from paceline.pipeline.liveness import Deadlock, check_liveness
 from paceline.pipeline.loads import LinkLoad, in_mode, kv_held_bytes, link_loads
 from paceline.pipeline.placement import Placement
-from paceline.pipeline.program import ModelShape, Row, UnitKind, program_for
+from paceline.pipeline.program import ModelShape, Row, UnitKind
+from paceline.pipeline.programs import program_for
 from paceline.pipeline.simulate import simulate
 from paceline.pipeline.simulation import Simulation
 from paceline.pipeline.sizes import format_size
@@ -205,10 +206,11 @@ def _timetable(
     for stage in chain:
         for session in range(sessions):
             rank = placement.rank_of(stage, session)
-            for unit in program_for(topology, shape, stage, session, slots).units():
+            program = program_for(topology, shape, stage, session)
+            for unit in program.units(stop=program.prompt + slots):
                 if unit.kind is UnitKind.layers and unit.layers[0] == 0:
                     cells.setdefault((unit.slot, rank), []).extend(Cell(session, row) for row in unit.rows)
-                elif unit.kind is UnitKind.sleep:
+                elif unit.kind is UnitKind.sleep and not program.ended(unit.frame):
                     place = chain.index(stage)
                     cells.setdefault((unit.frame + place, rank), []).append(Cell(session, Row(unit.frame, place)))
     first = min((slot for slot, _ in cells), default=0)

@@ -17,12 +17,15 @@ from dataclasses import dataclass, field
 
 from paceline.pipeline.costs import Costs
 from paceline.pipeline.dispatch import Dispatcher, Stream
+from paceline.pipeline.game import notify
 from paceline.pipeline.key import Key
 from paceline.pipeline.placement import Placement
-from paceline.pipeline.program import ModelShape, Row, Unit, UnitKind, program_for
+from paceline.pipeline.program import ModelShape, Row, Unit, UnitKind
+from paceline.pipeline.programs import program_for
 from paceline.pipeline.simulation import Simulation, Span, Traffic
 from paceline.pipeline.tokens import Tokens
 from paceline.pipeline.topology import Schedule, Topology
+from paceline.pipeline.unit import MAY_END
 
 __all__ = ["StuckError", "simulate"]
 
@@ -76,6 +79,7 @@ class _Simulator:
         self.jitter_s = topology.inject.jitter_ms / 1000
         self.pace_s = pace_s or 0.0
         self.prompt = topology.context.prompt if topology.workload == "world" else 0
+        self.end = self.prompt + frames
         placement = Placement(topology)
         serial = topology.schedule is Schedule.serial
         self.rank_of = {
@@ -91,7 +95,7 @@ class _Simulator:
             _Rank(
                 number,
                 Dispatcher(
-                    (program_for(topology, shape, stage, session, frames) for stage, session in streams), batches
+                    (program_for(topology, shape, stage, session) for stage, session in streams), batches, self.end
                 ),
             )
             for number, streams in enumerate(hosted)
@@ -146,10 +150,14 @@ class _Simulator:
         ready = self.tokens.ready
         if self.pace_s:
             ready = lambda unit: self._due(unit) <= now and self.tokens.ready(unit)  # noqa: E731
-        streams = rank.dispatcher.pick(ready, aside=True)
-        units = [stream.unit for stream in streams if stream.unit is not None]
-        if not units:
-            return
+        while True:
+            streams = rank.dispatcher.pick(ready, aside=True)
+            units = [stream.unit for stream in streams if stream.unit is not None]
+            if not units:
+                return
+            if not self._is_end(units[0]):
+                break
+            self._hand_on(rank, streams[0], units[0], now)
         duration = self.costs.seconds(units, self.shape.layers) + self._delay()
         for unit in units:
             for key, nbytes in self.tokens.start(unit):
@@ -173,9 +181,8 @@ class _Simulator:
             rank.spans.append(span)
             for give in unit.gives:
                 self._send(rank.number, Key(give.edge, unit.session, give.position, give.part), give.nbytes, now)
-            if unit.kind is UnitKind.receive:
-                stream.program.context.begin(unit.frame, self.first_steps.get((unit.session, unit.frame), 0))
-            elif unit.kind is UnitKind.emit and unit.frame >= self.prompt:
+            notify(stream.program, unit, None, self.first_steps.get((unit.session, unit.frame), 0))
+            if unit.kind is UnitKind.emit and unit.frame >= self.prompt:
                 self.result.emitted[unit.session][unit.frame] = started
             elif unit.kind is UnitKind.show:
                 self.result.shown[unit.session][unit.frame] = now
@@ -185,9 +192,33 @@ class _Simulator:
                 self._event(max(now, self._due(stream.unit)), rank.number, _Wake(unit.session))
         rank.running = []
 
+    def _is_end(self, unit: Unit) -> bool:
+        """Whether a unit handles the end of its session in place of a frame."""
+        return unit.kind is UnitKind.end or (
+            unit.frame == self.end and (unit.kind is UnitKind.emit or unit.kind in MAY_END)
+        )
+
+    def _hand_on(self, rank: _Rank, stream: Stream, unit: Unit, now: float) -> None:
+        """The end of a session takes no time on a rank, and its message carries nothing."""
+        for key, nbytes in self.tokens.start(unit):
+            sender = self.rank_of[self.topology.edges[key.edge].source, key.session]
+            link = self.links[key.edge][sender == rank.number]
+            self._event(now + link.latency_s, sender, _Credit(key, nbytes))
+        for give in unit.gives:
+            key = Key(give.edge, unit.session, give.position, give.part)
+            target = self.rank_of[self.topology.edges[give.edge].target, unit.session]
+            link = self.links[give.edge][target == rank.number]
+            free = max(now, self.link_free.get((rank.number, target), 0.0))
+            self._event(free + link.latency_s, target, _Arrival(key, give.nbytes))
+        notify(stream.program, unit, self.end, 0)
+        rank.dispatcher.advance(stream)
+        rank.dispatcher.wake(unit.session)
+
     def _due(self, unit: Unit) -> float:
-        """When a paced source may send a frame; other units have no time of their own."""
-        return max(unit.frame - self.prompt, 0) * self.pace_s if unit.kind is UnitKind.emit else 0.0
+        """When a paced source may send a frame; other units have no time of their own, and neither has the end."""
+        if unit.kind is not UnitKind.emit or unit.frame == self.end:
+            return 0.0
+        return max(unit.frame - self.prompt, 0) * self.pace_s
 
     # -- messages and events -------------------------------------------------------------------------------------------
 

@@ -20,6 +20,8 @@ class Tokens:
     def __init__(self, topology: Topology) -> None:
         self.arrived: dict[Key, int] = {}
         """Bytes of every item that arrived and was not yet taken."""
+        self._held: set[Key] = set()
+        """Those of them that their receivers had from the start, for which no sender holds credit"""
         self.ledgers = [
             CreditLedger(edge.inflight, edge.bytes, f"edge {index} ({edge.source} -> {edge.target})")
             for index, edge in enumerate(topology.edges)
@@ -55,9 +57,17 @@ class Tokens:
         """Take a unit's items and hold credit for what it will give. Returns the items taken with their bytes, whose
         credits have to go back to their senders by `free`."""
         taken = [(key, self.arrived.pop(key)) for key in unit.takes]
+        if self._held:
+            taken = [(key, nbytes) for key, nbytes in taken if key not in self._held]
+            self._held.difference_update(unit.takes)
         for give in unit.gives:
             self.ledgers[give.edge].on_send(unit.session, give.nbytes)
         return taken
+
+    def hold(self, key: Key, nbytes: int) -> None:
+        """An item is at its receiver from the start: it came in an earlier life of the session."""
+        self.arrived[key] = nbytes
+        self._held.add(key)
 
     def arrive(self, key: Key, nbytes: int) -> None:
         """An item has come."""

@@ -9,7 +9,7 @@ from paceline.pipeline.key import Key
 from paceline.pipeline.recall import View
 from paceline.pipeline.topology import ContextMode, Topology
 
-__all__ = ["Give", "ModelShape", "Row", "Unit", "UnitKind", "kv_part", "kv_run"]
+__all__ = ["MAY_END", "Give", "ModelShape", "Row", "Unit", "UnitKind", "kv_part", "kv_run"]
 
 
 class UnitKind(StrEnum):
@@ -25,10 +25,18 @@ class UnitKind(StrEnum):
     """denoise: some layers of some rows"""
     drain = "drain"
     """denoise: take in KV ahead of the pass that reads it, or that a skipped pass would have read"""
+    discard = "discard"
+    """denoise: take KV that nobody reads any more, as the session has ended"""
+    end = "end"
+    """denoise: hand on the end of the session"""
     decode = "decode"
     sleep = "sleep"
     show = "show"
     """sink: a finished frame"""
+
+
+MAY_END = frozenset({UnitKind.receive, UnitKind.decode, UnitKind.sleep, UnitKind.show})
+"""Units that take the item of a frame, which may be the end of the session in its place."""
 
 
 @dataclass(frozen=True, slots=True)

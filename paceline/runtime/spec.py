@@ -24,3 +24,8 @@ class RunSpec:
     """A journal whose decisions (fewer steps, ...) are taken again instead of made anew."""
     kv_hash: bool = False
     """Hash all KV that is computed (costs a little time), for comparing runs bit for bit."""
+
+    @property
+    def end(self) -> int:
+        """One past the last frame of a session, its prompt counted."""
+        return self.frames + (self.topology.context.prompt if self.topology.workload == "world" else 0)

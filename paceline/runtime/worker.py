@@ -16,7 +16,8 @@ import torch
 from paceline.kernels.philox import session_seed
 from paceline.pipeline.dispatch import Dispatcher, Stream
 from paceline.pipeline.placement import Placement
-from paceline.pipeline.program import ModelShape, Unit, UnitKind, program_for
+from paceline.pipeline.program import ModelShape, Unit, UnitKind
+from paceline.pipeline.programs import program_for
 from paceline.pipeline.topology import StageKind
 from paceline.runtime.clock import now
 from paceline.runtime.device import own_device
@@ -38,7 +39,9 @@ from paceline.stages.base import Stage
 from paceline.stages.denoise import DenoiseStage
 from paceline.stages.dit import DiT, load_dit
 from paceline.stages.dit_config import find_weights
+from paceline.stages.ending import run_end
 from paceline.stages.frame_tiers import frame_tier_manager
+from paceline.stages.item import Item
 from paceline.stages.relay import DecodeStage, SleepStage
 from paceline.tiers.manager import TierManager
 
@@ -84,11 +87,11 @@ class Worker:
         self.stages: dict[str, Stage] = {}
         for name in {stage for stage, _ in streams}:
             self.stages[name] = self._make(name, model, seeds, sorted({stage for stage, _ in streams}))
-        programs = [program_for(topology, self.shape, stage, s, spec.frames) for stage, s in streams]
+        programs = [program_for(topology, self.shape, stage, s) for stage, s in streams]
         for program in programs:
             self.stages[program.stage].open(program.session, program)
         batches = {name: stage.max_batch for name, stage in topology.stages.items()}
-        self.dispatcher = Dispatcher(programs, batches)
+        self.dispatcher = Dispatcher(programs, batches, spec.end)
         self.timeline = Timeline(rank, run_dir if spec.out is not None else None)
         self._told_s = 0.0
         self._jitter = topology.inject.jitter_ms / 1000
@@ -202,6 +205,10 @@ class Worker:
         job = Job(picked, units, [self.endpoint.take_all(unit.takes) for unit in units])
         first = units[0]
         lane = self._lanes.of(first.stage)
+        ended = run_end(picked[0].program, first, job.taken[0])
+        if ended is not None:
+            self._hand_on(lane, picked[0], first, ended)
+            return
         if lane is not None:
             self._submit(lane, job)
             return
@@ -218,14 +225,27 @@ class Worker:
             self.dispatcher.advance(stream)
 
     def _submit(self, lane: Lane, job: Job) -> None:
-        ahead = self._lanes.submit(lane, job)
-        while not (ahead or lane.idle):
+        if not self._lanes.submit(lane, job):
+            self._settle(lane)
+        for stream in job.streams:
+            self.dispatcher.advance(stream)
+
+    def _hand_on(self, lane: Lane | None, stream: Stream, unit: Unit, items: Sequence[Item]) -> None:
+        """Send the end of a session, behind all that its stage has still to give."""
+        if lane is not None:
+            self._settle(lane)
+        self._delay(unit, 0)
+        for item in items:
+            self.endpoint.send(self._target(item.key.edge, unit.session), item)
+        self.dispatcher.advance(stream)
+
+    def _settle(self, lane: Lane) -> None:
+        """Wait until a lane has done its jobs, and see to them."""
+        while not lane.idle:
             seen = self.endpoint.version
             if not self._collect():
                 self.endpoint.wait(seen, _TELL_EVERY_S)
                 self._heartbeat()
-        for stream in job.streams:
-            self.dispatcher.advance(stream)
 
     def _collect(self) -> bool:
         """See to the jobs that lanes have finished; whether there was one."""
@@ -251,8 +271,10 @@ class Worker:
     # -- time ----------------------------------------------------------------------------------------------------------
 
     def _emit_at(self, unit: Unit) -> float | None:
+        """When an action is due. Prompt frames and the end of the session wait for nothing."""
         session = self.sessions[unit.session]
-        return session.pacer.emit_at(unit.frame - session.prompt) if unit.frame >= session.prompt else None
+        paced = session.prompt <= unit.frame < self.spec.end
+        return session.pacer.emit_at(unit.frame - session.prompt) if paced else None
 
     def _patience(self) -> float:
         """Seconds to wait for news: until the next action is due, and never longer than a heartbeat."""

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.pipeline.dispatch import Dispatcher
-from paceline.pipeline.program import Row, Unit, UnitKind, program_for
+from paceline.pipeline.program import Row, Unit, UnitKind
+from paceline.pipeline.programs import program_for
 from paceline.pipeline.topology import ContextMode
 from tests.pipeline.nets import SHAPE, world
 
@@ -17,8 +18,11 @@ NET = world([[0], [1, "clean"]], mode=ContextMode.staggered)
 
 
 def dispatcher(sessions: int, batch: int = 1) -> Dispatcher:
-    programs = [program_for(NET, SHAPE, stage, s, 4) for s in range(sessions) for stage in ("step0", "step1")]
-    return Dispatcher(programs, {"step0": batch, "step1": batch})
+    programs = [program_for(NET, SHAPE, stage, s) for s in range(sessions) for stage in ("step0", "step1")]
+    chosen = Dispatcher(programs, {"step0": batch, "step1": batch})
+    for program in programs:
+        program.finish(6)
+    return chosen
 
 
 @given(st.integers(1, 4), st.integers(0, 2**32))
@@ -39,7 +43,7 @@ def test_picks_the_smallest_priority_that_is_ready(sessions: int, seed: int) -> 
         order.setdefault((unit.stage, unit.session), []).append(unit)
         chosen.advance(stream)
     for (stage, session), units in order.items():
-        assert units == list(program_for(NET, SHAPE, stage, session, 4).units())
+        assert units == list(program_for(NET, SHAPE, stage, session).units(stop=6))
     assert len(order) == 2 * sessions
 
 

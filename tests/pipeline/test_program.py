@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from paceline.pipeline.context import Context, Read
 from paceline.pipeline.game import Game
 from paceline.pipeline.key import Key
-from paceline.pipeline.program import ModelShape, Row, Unit, UnitKind, program_for
+from paceline.pipeline.program import ModelShape, Row, Unit, UnitKind
+from paceline.pipeline.programs import program_for
 from paceline.pipeline.topology import ContextMode, Schedule, Topology
 from tests.pipeline.nets import SHAPE, contiguous, world
 
@@ -56,7 +57,7 @@ def cases(draw: st.DrawFn, batched: bool = False, skips: bool = True) -> Case:
         layers=[draw(st.integers(1, 5))],
     )
     shape = ModelShape(draw(st.integers(1, 4)), SHAPE.latent_bytes, SHAPE.kv_layer_bytes, SHAPE.frame_bytes)
-    case = Case(topology, shape, draw(st.integers(1, 12)), {})
+    case = Case(topology, shape, draw(st.integers(0, 12)), {})
     if skip:
         context = case.context()
         for frame in range(context.prompt, context.end):
@@ -92,7 +93,7 @@ class Cache:
 
 def play(case: Case, random: Random) -> Record:
     """Fire enabled units in random order to the end, and check of every one that what it reads is there."""
-    game = Game.start(case.topology, case.shape, case.frames, case.first_steps)
+    game = Game.start(case.topology, case.shape, case.context().end, case.first_steps)
     record = Record()
     caches = {stage: Cache() for stage in case.topology.stages}
     while enabled := game.enabled():
@@ -197,7 +198,7 @@ def test_a_stage_goes_slot_by_slot_and_in_a_slot_oldest_frame_first(case: Case) 
 def test_kv_streams_one_layer_behind_in_cascade_only() -> None:
     for mode, items in ((ContextMode.cascade, 4), (ContextMode.staggered, 1), (ContextMode.clean, 1)):
         topology = world([[0], [1, "clean"]], mode=mode, window=3)
-        units = list(program_for(topology, SHAPE, "step1", 0, 10).units())
+        units = list(program_for(topology, SHAPE, "step1", 0).units(stop=10))
         level = 2 if mode is ContextMode.clean else 1
         given = [g for unit in units for g in unit.gives if g.position == 6 and g.part // SHAPE.layers == level]
         kv = [g for g in given if topology.edges[g.edge].carries == "kv"]
@@ -209,7 +210,7 @@ def test_matched_sends_no_latent_to_a_stage_that_has_nothing_to_compute() -> Non
     topology = world([[0], [1], ["clean"]], mode=ContextMode.matched)
     case = Case(topology, SHAPE, 6, {})
     check(case, play(case, Random(0)))
-    kinds = {unit.kind for unit in program_for(topology, SHAPE, "stepclean", 0, 6).units()}
+    kinds = {unit.kind for unit in program_for(topology, SHAPE, "stepclean", 0).units()}
     assert kinds == {UnitKind.prefill}
 
 

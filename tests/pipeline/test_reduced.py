@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.pipeline.context import Context
+from paceline.pipeline.game import notify
 from paceline.pipeline.liveness import check_liveness, explore
-from paceline.pipeline.program import Row, Unit, UnitKind, program_for
+from paceline.pipeline.program import Row, Unit
+from paceline.pipeline.programs import program_for
 from paceline.pipeline.reduced import is_live_chain, with_few_credits, with_short_context, with_short_prompt
 from paceline.pipeline.topology import ContextMode, Topology
 from tests.pipeline.nets import SHAPE, contiguous, sleepers, world
@@ -46,12 +48,11 @@ def decisions(topology: Topology, frames: int, wishes: list[int]) -> dict[int, i
 
 
 def units(topology: Topology, stage: str, frames: int, first_steps: dict[int, int]) -> list[Unit]:
-    program = program_for(topology, SHAPE, stage, 0, frames)
-    found = []
-    for unit in program.units():
+    program = program_for(topology, SHAPE, stage, 0)
+    end, found = topology.context.prompt + frames, []
+    for unit in program.units(stop=end):
         found.append(unit)
-        if unit.kind is UnitKind.receive:
-            program.context.begin(unit.frame, first_steps.get(unit.frame, 0))
+        notify(program, unit, end, first_steps.get(unit.frame, 0))
     return found
 
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from paceline.pipeline.costs import Costs, Link
-from paceline.pipeline.program import UnitKind, program_for
+from paceline.pipeline.program import UnitKind
+from paceline.pipeline.programs import program_for
 from paceline.pipeline.simulate import simulate
 from paceline.pipeline.topology import ContextMode, Topology, Transport
 from tests.pipeline.nets import SHAPE, contiguous, world
@@ -52,7 +53,7 @@ def ours(topology: Topology, frames: int) -> Passes:
         (unit.slot - start, row.frame - prompt, row.step)
         for stage, spec in topology.stages.items()
         if spec.kind == "denoise"
-        for unit in program_for(topology, SHAPE, stage, 0, frames).units()
+        for unit in program_for(topology, SHAPE, stage, 0).units(stop=prompt + frames)
         for row in unit.rows
         if unit.kind is UnitKind.layers
     }

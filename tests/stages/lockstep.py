@@ -13,7 +13,8 @@ import numpy as np
 
 from paceline.kernels.philox import session_seed
 from paceline.pipeline.key import Key
-from paceline.pipeline.program import ModelShape, Program, Unit, UnitKind, program_for
+from paceline.pipeline.program import ModelShape, Program, Unit, UnitKind
+from paceline.pipeline.programs import program_for
 from paceline.pipeline.topology import StageKind, Topology
 from paceline.runtime.result import FRAMES_FILE, Decision
 from paceline.runtime.session import Session
@@ -21,6 +22,7 @@ from paceline.runtime.source_sink import SinkStage, SourceStage
 from paceline.runtime.spec import RunSpec
 from paceline.stages.denoise import DenoiseStage
 from paceline.stages.dit import DiT
+from paceline.stages.ending import run_end
 from paceline.stages.item import Item, Meta
 from paceline.stages.relay import DecodeStage
 from paceline.tiers.manager import TierManager
@@ -64,7 +66,7 @@ class Lockstep:
             for s in range(sessions):
                 if joint and s:
                     shared = self.stages[name, s] = self.stages[name, 0]
-                    self.programs.append(program_for(topology, self.shape, name, s, frames))
+                    self.programs.append(program_for(topology, self.shape, name, s))
                     shared.open(s, self.programs[-1])  # type: ignore[attr-defined]
                     continue
                 made: object
@@ -77,7 +79,7 @@ class Lockstep:
                         made = DecodeStage(config.grid_y)
                     case _:
                         made = DenoiseStage(model, topology, name, seeds, True, tiers(name) if tiers else None)
-                program = program_for(topology, self.shape, name, s, frames)
+                program = program_for(topology, self.shape, name, s)
                 made.open(s, program)  # type: ignore[attr-defined]
                 self.stages[name, s] = made
                 self.programs.append(program)
@@ -87,7 +89,8 @@ class Lockstep:
 
     def run(self, order: random.Random) -> None:
         """Run everything to its end, choosing among ready units by `order`."""
-        streams = [(program, program.units()) for program in self.programs]
+        end = self.spec.end
+        streams = [(program, program.units(stop=end if program.is_source else None)) for program in self.programs]
         live = [(program, iterator, next(iterator, None)) for program, iterator in streams]
         live = [entry for entry in live if entry[2] is not None]
         while live:
@@ -98,7 +101,11 @@ class Lockstep:
             units = [live[index][2] for index in indices]
             items = [[self.box.pop(key) for key in self._takes(unit)] for unit in units]
             program = live[indices[0]][0]
-            given = self.stages[program.stage, program.session].run(units, items)  # type: ignore[attr-defined]
+            handed_on = run_end(program, units[0], items[0])
+            if handed_on is not None:
+                given = [handed_on]
+            else:
+                given = self.stages[program.stage, program.session].run(units, items)  # type: ignore[attr-defined]
             for item in (item for out in given for item in out):
                 if item.key in self.box:
                     raise AssertionError(f"{item.key} was sent twice")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from paceline.pipeline.program import DenoiseProgram, Unit
+from paceline.pipeline.denoise_program import DenoiseProgram
+from paceline.pipeline.program import Unit
 from paceline.pipeline.tiers import TierSpec
 from paceline.pipeline.topology import ContextMode, Topology
 from paceline.runtime.result import Decision
