@@ -93,3 +93,40 @@ def test_a_process_that_had_torch_before_does_not_fork() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "False\n", done.stderr
     assert not can_fork()
+
+
+def test_its_exit_code_is_known_where_ends_of_children_were_ignored() -> None:
+    before = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); prepare_fork()"
+    assert run(f"{before}\nprint(Forked(lambda: sys.exit(7), dict(os.environ), 2).wait())") == "7\n"
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [("return", 0), ("raise ValueError", 1), ("print('text')", 1), ("sys.exit(7)", 7)]
+)
+def test_a_log_that_takes_no_more_does_not_let_it_go_on_as_the_launcher(end: str, code: int) -> None:
+    child = f"""
+def main():
+    print("lost", end="")
+    {end}
+
+launcher = os.getpid()
+try:
+    child = Forked(main, dict(os.environ), os.open("/dev/full", os.O_WRONLY))
+finally:
+    if os.getpid() != launcher:
+        os._exit(99)
+print(child.wait())
+"""
+    assert run(child) == f"{code}\n"
+
+
+def test_a_run_with_closed_standard_streams(tmp_path: Path) -> None:
+    """As cron or a shell's `<&-` starts it: then sockets and logs would get the numbers 0 to 2."""
+    start = "from paceline.launch.cli import main; main()"
+    command = [sys.executable, "-c", start, "run", "topologies/world-2.yaml", "--frames", "3"]
+    for closed in ("<&-", "<&- >&- 2>&-"):
+        out = tmp_path / str(len(closed))
+        shell = ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *command, "--out", str(out)]
+        done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert json.loads((out / "summary.json").read_text())["sessions"][0]["frames"] == 3
