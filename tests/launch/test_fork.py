@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -130,3 +132,36 @@ def test_a_run_with_closed_standard_streams(tmp_path: Path) -> None:
         done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         assert json.loads((out / "summary.json").read_text())["sessions"][0]["frames"] == 3
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("arguments", "slow"),
+    [
+        (["run", "topologies/world-2.yaml"], "paceline.runtime.worker"),
+        (["generate", "topologies/speculate-2.yaml", "--prompt", "a"], "paceline.runtime.language.run"),
+    ],
+)
+def test_a_signal_while_the_launcher_imports(
+    tmp_path: Path, signum: int, code: int, arguments: list[str], slow: str
+) -> None:
+    start = f"""
+import sys, time
+class Slow:
+    def find_spec(self, name, path, target=None):
+        if name == {slow!r}:
+            print("importing", flush=True)
+            time.sleep(60)
+sys.meta_path.insert(0, Slow())
+from paceline.launch.cli import main
+main()
+"""
+    command = [sys.executable, "-c", start, *arguments]
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as launcher:
+        assert launcher.stdout is not None and launcher.stderr is not None
+        assert launcher.stdout.readline() == b"importing\n"
+        launcher.send_signal(signum)
+        said = launcher.communicate(timeout=20)[1]
+    assert launcher.returncode == code, said
+    assert b"Traceback" not in said and not list(tmp_path.glob("paceline-*"))
