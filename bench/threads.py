@@ -3,7 +3,7 @@
     python bench/threads.py [--quick] [--results DIR]
 
 `world-1` computes on one rank with two threads. A thread that has done its part of an operation spins until the others
-have done theirs (`active`), spins for some milliseconds and then sleeps (`default`, what OpenMP does unless it is told),
+have done theirs (`active`), spins for some milliseconds and then sleeps (`default`, what OpenMP does unless told),
 or sleeps (`passive`, what Paceline asks for). Beside it nothing runs, or a process that only counts.
 """
 
@@ -74,8 +74,8 @@ def main() -> None:
         rows,
         notes=(
             f"Medians of {runs} runs of {frames} frames; 0: not done within {TIMEOUT_S:g} s.",
-            "`active` is OMP_WAIT_POLICY=active, `default` OpenMP's own choice, `passive` what Paceline sets unless the "
-            "environment says otherwise.",
+            "`active` is OMP_WAIT_POLICY=active, `default` OpenMP's own choice, `passive` what Paceline sets unless "
+            "the environment says otherwise.",
         ),
     )
     bench.add("waiting", table)

@@ -15,14 +15,14 @@ import typer
 
 from paceline.launch.commands.generate import generate
 from paceline.launch.commands.run import LAUNCHED, run
-from paceline.launch.console import escape_what_does_not_fit
+from paceline.launch.console import prepare_standard_streams
 
 __all__: list[str] = []
 
 
 def main() -> None:
     """Run this process's rank; never returns."""
-    escape_what_does_not_fit()
+    prepare_standard_streams()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     name = "python -m paceline.launch"
     if sys.argv[1:2] == ["generate"]:

@@ -12,7 +12,7 @@ from paceline.launch.commands.run import run
 from paceline.launch.commands.trace import replay
 from paceline.launch.commands.trace_record import record
 from paceline.launch.commands.validate import validate
-from paceline.launch.console import escape_what_does_not_fit
+from paceline.launch.console import prepare_standard_streams
 from paceline.launch.fork import prepare_fork
 
 __all__ = ["app", "main"]
@@ -50,6 +50,6 @@ app.add_typer(trace, name="trace", help="Attention traces: record them, and scor
 
 def main() -> None:
     """Run the command line; never returns."""
-    escape_what_does_not_fit()
+    prepare_standard_streams()
     prepare_fork()
     app(prog_name="paceline")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["escape_what_does_not_fit", "make_console", "takes_colour"]
+__all__ = ["make_console", "prepare_standard_streams", "takes_colour"]
 
 
 def make_console() -> Console:
@@ -21,9 +21,22 @@ def make_console() -> Console:
     return Console(markup=False, emoji=False, highlight=False)
 
 
-def escape_what_does_not_fit() -> None:
-    """Let standard output write characters that its encoding lacks as escapes (`\\u00e9`), in place of an error that
-    ends the run. Its encoding is the terminal's, or what PYTHONIOENCODING says."""
+def prepare_standard_streams() -> None:
+    """Open standard input, output and error on /dev/null where whoever started this process left them closed: another
+    file would get the number, and a worker would write its log there. Let standard output write characters that its
+    encoding lacks as escapes (`\\u00e9`), in place of an error that ends the run: its encoding is the terminal's, or
+    what PYTHONIOENCODING says."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is not None:
+            continue
+        # Python found it closed. It stays open: the stream may be used until the very end.
+        opened = os.open(os.devnull, os.O_RDWR)
+        if opened != number:
+            os.dup2(opened, number)
+            os.close(opened)
+        stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from types import TracebackType
@@ -68,7 +69,9 @@ class Display:
         return True
 
     def _say(self, text: str) -> None:
-        print(f"paceline: {text}", file=sys.stderr, flush=True)
+        # A log that is full, or that nobody reads any more, is no reason to end a run.
+        with contextlib.suppress(OSError):
+            print(f"paceline: {text}", file=sys.stderr, flush=True)
 
 
 class _Bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,10 +62,16 @@ def finish_early(spec: RunSpec, run_dir: Path, error: LaunchError, audience: Aud
         frames = sum(session.frames for session in result.sessions)
         if frames:
             again = "; Ctrl-C again leaves out the pictures" if error.exit_code > 128 else ""
-            print(f"paceline: keeping {frames} frames in {spec.out}{again}", file=sys.stderr, flush=True)
+            _say(f"keeping {frames} frames in {spec.out}{again}")
             _conclude(spec, result, Audience(writing=audience.writing))
     except (OutputsError, PacelineError, OSError, ValueError) as lost:
-        print(f"paceline: warning: {lost}", file=sys.stderr, flush=True)
+        _say(f"warning: {lost}")
+
+
+def _say(text: str) -> None:
+    # What is kept is kept, whether or not anybody can be told.
+    with contextlib.suppress(OSError):
+        print(f"paceline: {text}", file=sys.stderr, flush=True)
 
 
 def _conclude(spec: RunSpec, result: RunResult, audience: Audience) -> Summary:

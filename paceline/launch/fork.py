@@ -8,6 +8,7 @@ touched no GPU: OpenMP's threads and a CUDA context do not survive a fork. `prep
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import os
@@ -25,6 +26,8 @@ __all__ = ["Forked", "can_fork", "prepare_fork"]
 # Of new objects. Imports make hundreds of thousands that stay; the usual 700 has the collector walk them over and over,
 # a tenth of the time that the imports take.
 _FEW_COLLECTIONS = 100_000
+# As Python has it for standard error: a name of a file may be no text.
+_ESCAPED = "backslashreplace"
 _usual_thresholds = gc.get_threshold()
 _prepared = False
 
@@ -36,6 +39,8 @@ def prepare_fork() -> None:
     if sys.platform != "linux" or "torch" in sys.modules:
         return
     os.environ.update(thread_environment(1))
+    # Where whoever started this process ignores it, the kernel keeps no exit code of a child.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     gc.set_threshold(_FEW_COLLECTIONS)
     _prepared = True
 
@@ -82,6 +87,16 @@ class Forked:
 def _become(main: Callable[[], None], env: Mapping[str, str], log: int, inherit: Iterable[int]) -> NoReturn:
     code = 1
     try:
+        code = _call(main, env, log, inherit)
+    finally:
+        # Neither the handlers nor the open blocks of the process that this one was forked from are run here, whatever
+        # was raised: nothing else may stand in this block.
+        os._exit(code)
+
+
+def _call(main: Callable[[], None], env: Mapping[str, str], log: int, inherit: Iterable[int]) -> int:
+    """The exit code. What can't be written to the log, as its disk is full, is lost."""
+    try:
         # What the other process made is not collected here: that would close files by their numbers.
         gc.freeze()
         gc.set_threshold(*_usual_thresholds)
@@ -95,7 +110,7 @@ def _become(main: Callable[[], None], env: Mapping[str, str], log: int, inherit:
         _close_all_but({0, 1, 2, *inherit})
         sys.stdin = io.TextIOWrapper(os.fdopen(0, "rb", closefd=False))
         sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), line_buffering=True)
-        sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", 0, closefd=False), write_through=True)
+        sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", 0, closefd=False), errors=_ESCAPED, write_through=True)
         os.environ.clear()
         os.environ.update(env)
         main()
@@ -103,12 +118,12 @@ def _become(main: Callable[[], None], env: Mapping[str, str], log: int, inherit:
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:
-        traceback.print_exc()
-    finally:
+        code = 1
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+    with contextlib.suppress(OSError):
         sys.stdout.flush()
-        sys.stderr.flush()
-        # Neither the handlers nor the open blocks of the process that this one was forked from are run here.
-        os._exit(code)
+    return code
 
 
 def _close_all_but(kept: set[int]) -> None:

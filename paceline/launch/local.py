@@ -48,6 +48,11 @@ def run_local(
     `OutputsError` or `Interrupted`, and leaves no process and no file of the run behind but those in `spec.out`: there
     is what was done, also of a run that ended early.
     """
+    if worker is None and can_fork():
+        # The workers have it then, and need not import torch again. It takes seconds: signals are not only noted here.
+        with raise_on_sigterm():
+            import paceline.runtime.serial
+            import paceline.runtime.worker  # noqa: F401
     with RunDir() as run_dir:
         try:
             result = _supervised(spec, run_dir, worker, audience, hang_timeout_s, debug)
@@ -78,10 +83,6 @@ def _supervised(
     with Interrupts() as interrupts, _listener() as listener:
         make_secret(run_dir.path)
         write_spec(run_dir.spec, spec)
-        if worker is None and can_fork():
-            # The workers have it then, and need not import torch again.
-            import paceline.runtime.serial
-            import paceline.runtime.worker  # noqa: F401
         commands = _commands(spec, run_dir, listener, worker)
         Supervisor(commands, run_dir, interrupts, hang_timeout_s, look, debug).run()
     try:

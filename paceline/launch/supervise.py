@@ -90,7 +90,11 @@ class Supervisor:
                 if row != rows[rank] or any(end.rank == rank for end in ends):
                     rows[rank], heard[rank] = row, now
             if self._watch is not None:
-                self._watch(rows)
+                try:
+                    self._watch(rows)
+                except OSError as error:
+                    # Raised as an end of the run, so that what is done is kept.
+                    raise RunFailedError(f"standard output can't be written: {error.strerror or error}") from error
             if len(self._needed(ends)) == len(self._workers) - len(self._expendable):
                 # One that could be done without may hang; it is ended with all else.
                 return

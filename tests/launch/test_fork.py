@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -93,3 +95,73 @@ def test_a_process_that_had_torch_before_does_not_fork() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "False\n", done.stderr
     assert not can_fork()
+
+
+def test_its_exit_code_is_known_where_ends_of_children_were_ignored() -> None:
+    before = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); prepare_fork()"
+    assert run(f"{before}\nprint(Forked(lambda: sys.exit(7), dict(os.environ), 2).wait())") == "7\n"
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [("return", 0), ("raise ValueError", 1), ("print('text')", 1), ("sys.exit(7)", 7)]
+)
+def test_a_log_that_takes_no_more_does_not_let_it_go_on_as_the_launcher(end: str, code: int) -> None:
+    child = f"""
+def main():
+    print("lost", end="")
+    {end}
+
+launcher = os.getpid()
+try:
+    child = Forked(main, dict(os.environ), os.open("/dev/full", os.O_WRONLY))
+finally:
+    if os.getpid() != launcher:
+        os._exit(99)
+print(child.wait())
+"""
+    assert run(child) == f"{code}\n"
+
+
+def test_a_run_with_closed_standard_streams(tmp_path: Path) -> None:
+    """As cron or a shell's `<&-` starts it: then sockets and logs would get the numbers 0 to 2."""
+    start = "from paceline.launch.cli import main; main()"
+    command = [sys.executable, "-c", start, "run", "topologies/world-2.yaml", "--frames", "3"]
+    for closed in ("<&-", "<&- >&- 2>&-"):
+        out = tmp_path / str(len(closed))
+        shell = ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *command, "--out", str(out)]
+        done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert json.loads((out / "summary.json").read_text())["sessions"][0]["frames"] == 3
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("arguments", "slow"),
+    [
+        (["run", "topologies/world-2.yaml"], "paceline.runtime.worker"),
+        (["generate", "topologies/speculate-2.yaml", "--prompt", "a"], "paceline.runtime.language.run"),
+    ],
+)
+def test_a_signal_while_the_launcher_imports(
+    tmp_path: Path, signum: int, code: int, arguments: list[str], slow: str
+) -> None:
+    start = f"""
+import sys, time
+class Slow:
+    def find_spec(self, name, path, target=None):
+        if name == {slow!r}:
+            print("importing", flush=True)
+            time.sleep(60)
+sys.meta_path.insert(0, Slow())
+from paceline.launch.cli import main
+main()
+"""
+    command = [sys.executable, "-c", start, *arguments]
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as launcher:
+        assert launcher.stdout is not None and launcher.stderr is not None
+        assert launcher.stdout.readline() == b"importing\n"
+        launcher.send_signal(signum)
+        said = launcher.communicate(timeout=20)[1]
+    assert launcher.returncode == code, said
+    assert b"Traceback" not in said and not list(tmp_path.glob("paceline-*"))

@@ -38,6 +38,9 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
         except KeyboardInterrupt:
             _say("paceline: interrupted")
             raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # As behind `| head`: Typer ends the command without a word, with exit code 1.
+            raise
         except OSError as error:
             _unexpected(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "), kwargs)
         except Exception as error:

@@ -12,7 +12,7 @@ import msgspec
 
 from paceline.launch.errors import LaunchError, RunFailedError
 from paceline.launch.fork import can_fork
-from paceline.launch.interrupts import Interrupts
+from paceline.launch.interrupts import Interrupts, raise_on_sigterm
 from paceline.launch.language.outputs import keep_texts, write_language_outputs
 from paceline.launch.language.spec_file import write_generate_spec
 from paceline.launch.language.summary import summarize_language
@@ -53,6 +53,12 @@ def generate_local(
     A drafter that dies or hangs does not end the run. Raises `RunFailedError` or `Interrupted`, and leaves no process
     and no file behind.
     """
+    if worker is None and can_fork():
+        # The workers have it then, and need not import torch and Transformers again. It takes seconds, so signals are
+        # not only noted here.
+        with raise_on_sigterm():
+            import paceline.runtime.language.run
+            import paceline.runtime.language.serial  # noqa: F401
     with RunDir() as run_dir:
         look = watch(run_dir.stream)
         home = 0 if spec.serial else Roles.of(spec.topology).first
@@ -64,10 +70,6 @@ def generate_local(
         with Interrupts() as interrupts, _listener() as listener:
             make_secret(run_dir.path)
             write_generate_spec(run_dir.spec, spec)
-            if worker is None and can_fork():
-                # The workers have it then, and need not import torch and Transformers again.
-                import paceline.runtime.language.run
-                import paceline.runtime.language.serial  # noqa: F401
             commands = _commands(spec, run_dir, listener, worker, models)
             try:
                 Supervisor(commands, run_dir, interrupts, hang_timeout_s, see, debug).run()

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -57,10 +58,16 @@ def keep_texts(out: Path, spec: GenerateSpec, stream: Path, why: str) -> None:
     if not pieces:
         return
     texts = {session: pieces.get(session, "") for session in range(len(spec.prompts))}
-    print(f"paceline: keeping the texts so far in {out}", file=sys.stderr, flush=True)
+    _say(f"keeping the texts so far in {out}")
     summary: Summary = {"topology": spec.topology.name, "seed": spec.seed, "ended": why}
     for lost in tried(out, _texts(out, spec, texts) | _summary(out, summary)):
-        print(f"paceline: warning: not saved: {lost}", file=sys.stderr, flush=True)
+        _say(f"warning: not saved: {lost}")
+
+
+def _say(text: str) -> None:
+    # What is kept is kept, whether or not anybody can be told.
+    with contextlib.suppress(OSError):
+        print(f"paceline: {text}", file=sys.stderr, flush=True)
 
 
 def _texts(out: Path, spec: GenerateSpec, texts: Mapping[int, str]) -> dict[str, Callable[[], object]]:
