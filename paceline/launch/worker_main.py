@@ -122,7 +122,8 @@ def _generate(
 
 def _serve_store() -> object:
     """On the rank that was given a socket: serve the store there until the result is dropped."""
-    if STORE_VARIABLE not in os.environ:
+    # A variable of that name that the user has is no socket of this run's.
+    if os.environ["RANK"] != "0" or STORE_VARIABLE not in os.environ:
         return None
     import torch.distributed as dist
 
