@@ -13,7 +13,7 @@ from paceline.launch.commands.trace import replay
 from paceline.launch.commands.trace_record import record
 from paceline.launch.commands.validate import validate
 from paceline.launch.console import prepare_standard_streams
-from paceline.launch.fork import prepare_fork
+from paceline.launch.fork import leave, prepare_fork
 
 __all__ = ["app", "main"]
 
@@ -52,4 +52,7 @@ def main() -> None:
     """Run the command line; never returns."""
     prepare_standard_streams()
     prepare_fork()
-    app(prog_name="paceline")
+    try:
+        app(prog_name="paceline")
+    except SystemExit as end:
+        leave(end)

@@ -75,6 +75,8 @@ class Recall:
     """The last frames, not candidates yet"""
     _sinks: list[Pose] = field(init=False, default_factory=list)
     _candidates: dict[Pose, int] = field(init=False, default_factory=dict)
+    _rows: dict[int, dict[int, int]] = field(init=False, default_factory=dict)
+    """The same by the rows of the torus that they are on: only those near a view can show some of it"""
     _chosen: dict[int, tuple[int, ...]] = field(init=False, default_factory=dict)
 
     def see(self, frame: int, pose: Pose) -> tuple[int, ...]:
@@ -95,6 +97,7 @@ class Recall:
             if place in self._candidates:
                 replaced.append(self._candidates[place])
             self._candidates[place] = other
+            self._rows.setdefault(place[0], {})[place[1]] = other
         self._chosen[frame] = self._choose(frame, pose)
         self._chosen.pop(frame - self.held, None)
         self._recent.append((frame, pose))
@@ -119,10 +122,14 @@ class Recall:
         # until one stays the best.
         table, torus, (down, right) = _shown(self.view), self.view.torus, pose
         ranked = []
-        for (other_down, other_right), other in self._candidates.items():
-            cells = table[(other_down - down) % torus][(other_right - right) % torus]
-            if cells and (worth := lookers.worth(cells)):
-                ranked.append((-worth, -cells.bit_count(), -other, cells))
+        for row, others in self._rows.items():
+            shown = table[(row - down) % torus]
+            if not any(shown):
+                continue
+            for column, other in others.items():
+                cells = shown[(column - right) % torus]
+                if cells and (worth := lookers.worth(cells)):
+                    ranked.append((-worth, -cells.bit_count(), -other, cells))
         heapify(ranked)
         chosen: list[int] = []
         while ranked and len(chosen) < self.count:
