@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from paceline.launch.errors import ArgumentError, RunFailedError
 from paceline.launch.failure import Failure
@@ -23,7 +24,9 @@ from paceline.pipeline.placement import Placement
 from paceline.pipeline.topology import Topology
 from paceline.runtime.spec import RunSpec
 
-__all__ = ["Launched", "record_failure", "run_launched"]
+__all__ = ["Launched", "leave_to_first", "record_failure", "run_launched"]
+
+_FIRST_SAYS_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,13 @@ class Launched:
         thread, and says nothing of how threads wait."""
         group = topology.groups[Placement(topology).group_of_rank(self.rank)]
         os.environ.update(thread_environment(group.threads))
+
+
+def leave_to_first() -> NoReturn:
+    """End a rank that found what every rank finds. Not at once: torchrun ends the others as soon as one has ended, and
+    the first rank is to say what is wrong before that."""
+    time.sleep(_FIRST_SAYS_S)
+    raise SystemExit(2)
 
 
 def run_launched(spec: RunSpec, launched: Launched, audience: Audience) -> Summary | None:

@@ -146,7 +146,9 @@ def test_a_signal_while_the_launcher_imports(
     tmp_path: Path, signum: int, code: int, arguments: list[str], slow: str
 ) -> None:
     start = f"""
-import sys, time
+import signal, sys, time
+# A shell that starts the tests in the background has this signal ignored, and Python leaves that as it is.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 class Slow:
     def find_spec(self, name, path, target=None):
         if name == {slow!r}:

@@ -21,7 +21,7 @@ from paceline.launch.language.prompts import read_prompts
 from paceline.launch.language.request import Asked, make_spec
 from paceline.launch.summary import Summary
 from paceline.launch.supervise import HANG_TIMEOUT_S
-from paceline.launch.torchrun import Launched, record_failure
+from paceline.launch.torchrun import Launched, leave_to_first, record_failure
 from paceline.pipeline.load import load_topology
 from paceline.pipeline.problem import TopologyError
 from paceline.runtime.language.parked import ParkedSession, ParkingError, read_parked
@@ -128,7 +128,7 @@ def generate(
             record_failure(Failure.of(launched.rank, error))
         if first:
             raise
-        raise typer.Exit(2) from None
+        leave_to_first()
     # Imported here: it brings torch, and what is wrong above should not wait for it.
     from paceline.launch.language.start import start
 

@@ -22,7 +22,7 @@ from paceline.launch.journal import check_replay, read_journal
 from paceline.launch.local import run_local
 from paceline.launch.summary import Summary
 from paceline.launch.supervise import HANG_TIMEOUT_S
-from paceline.launch.torchrun import Launched, record_failure, run_launched
+from paceline.launch.torchrun import Launched, leave_to_first, record_failure, run_launched
 from paceline.launch.weights import check_weights, read_model_file
 from paceline.launch.world_tiers import check_world_tiers
 from paceline.pipeline.liveness import check_liveness
@@ -79,7 +79,7 @@ def run(
         # Every rank sees the same problem; one of them says so.
         if first:
             raise
-        raise typer.Exit(2) from None
+        leave_to_first()
     spec = RunSpec(
         topology=loaded,
         frames=frames,
