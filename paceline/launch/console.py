@@ -1,7 +1,8 @@
-"""Standard output: tables through Rich, and text as it is."""
+"""Standard streams: tables through Rich, text as it is, and what the user is told beside."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["make_console", "prepare_standard_streams", "takes_colour"]
+__all__ = ["make_console", "prepare_standard_streams", "say", "takes_colour"]
 
 
 def make_console() -> Console:
@@ -39,6 +40,12 @@ def prepare_standard_streams() -> None:
         setattr(sys, f"__{name}__", stream)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def say(text: str) -> None:
+    """Tell the user on standard error. Where it is full, or nobody reads it any more, nothing else is lost for that."""
+    with contextlib.suppress(OSError):
+        print(f"paceline: {text}", file=sys.stderr, flush=True)
 
 
 def takes_colour(output: TextIO) -> bool:

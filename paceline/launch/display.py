@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from types import TracebackType
+
+from paceline.launch.console import say
 
 __all__ = ["Display"]
 
@@ -40,7 +41,7 @@ class Display:
             self._bar.draw("frames", count)
         elif count < self._total:
             elapsed = time.monotonic() - self._start_s
-            self._say(f"{count} of {self._total} frames after {elapsed:.0f} s")
+            say(f"{count} of {self._total} frames after {elapsed:.0f} s")
 
     def writing(self, name: str, done: int, total: int) -> None:
         """Show that a file is being made, the one after `done` of `total`."""
@@ -52,7 +53,7 @@ class Display:
             self._bar.draw(name, done)
         elif not done or self._due():
             self._drawn_s = time.monotonic()
-            self._say(f"writing {name} ({done + 1} of {total})")
+            say(f"writing {name} ({done + 1} of {total})")
 
     def clear(self) -> None:
         """Take the bar away, so that something can be printed."""
@@ -67,11 +68,6 @@ class Display:
             return False
         self._drawn_s = now
         return True
-
-    def _say(self, text: str) -> None:
-        # A log that is full, or that nobody reads any more, is no reason to end a run.
-        with contextlib.suppress(OSError):
-            print(f"paceline: {text}", file=sys.stderr, flush=True)
 
 
 class _Bar:

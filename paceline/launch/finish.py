@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from paceline.launch.console import say
 from paceline.launch.errors import LaunchError, OutputsError
 from paceline.launch.summary import Summary, summarize
 from paceline.runtime.errors import PacelineError
@@ -62,16 +61,10 @@ def finish_early(spec: RunSpec, run_dir: Path, error: LaunchError, audience: Aud
         frames = sum(session.frames for session in result.sessions)
         if frames:
             again = "; Ctrl-C again leaves out the pictures" if error.exit_code > 128 else ""
-            _say(f"keeping {frames} frames in {spec.out}{again}")
+            say(f"keeping {frames} frames in {spec.out}{again}")
             _conclude(spec, result, Audience(writing=audience.writing))
     except (OutputsError, PacelineError, OSError, ValueError) as lost:
-        _say(f"warning: {lost}")
-
-
-def _say(text: str) -> None:
-    # What is kept is kept, whether or not anybody can be told.
-    with contextlib.suppress(OSError):
-        print(f"paceline: {text}", file=sys.stderr, flush=True)
+        say(f"warning: {lost}")
 
 
 def _conclude(spec: RunSpec, result: RunResult, audience: Audience) -> Summary:

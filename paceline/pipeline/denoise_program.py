@@ -177,13 +177,12 @@ class DenoiseProgram(Program):
             yield Unit(self.stage, self.session, UnitKind.end, slot, row.frame, gives=gives)
 
     def _discard(self, slot: int, keys: list[Key]) -> Iterator[Unit]:
-        for key in keys:
-            yield Unit(self.stage, self.session, UnitKind.discard, slot, key.position, takes=(key,))
+        return self._drain(slot, keys, UnitKind.discard)
 
-    def _drain(self, slot: int, keys: list[Key]) -> Iterator[Unit]:
+    def _drain(self, slot: int, keys: list[Key], kind: UnitKind = UnitKind.drain) -> Iterator[Unit]:
         """One unit for each item, as no edge need have credit for two of them."""
         for key in keys:
-            yield Unit(self.stage, self.session, UnitKind.drain, slot, key.position, takes=(key,))
+            yield Unit(self.stage, self.session, kind, slot, key.position, takes=(key,))
 
     def _whole(self, slot: int, rows: tuple[Row, ...]) -> Unit:
         gives = tuple(

@@ -9,13 +9,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from paceline.launch.console import say
 from paceline.launch.outputs.atomic import write_atomic, write_bytes
 from paceline.launch.outputs.write import tried
 from paceline.launch.summary import Summary
@@ -58,16 +57,10 @@ def keep_texts(out: Path, spec: GenerateSpec, stream: Path, why: str) -> None:
     if not pieces:
         return
     texts = {session: pieces.get(session, "") for session in range(len(spec.prompts))}
-    _say(f"keeping the texts so far in {out}")
+    say(f"keeping the texts so far in {out}")
     summary: Summary = {"topology": spec.topology.name, "seed": spec.seed, "ended": why}
     for lost in tried(out, _texts(out, spec, texts) | _summary(out, summary)):
-        _say(f"warning: not saved: {lost}")
-
-
-def _say(text: str) -> None:
-    # What is kept is kept, whether or not anybody can be told.
-    with contextlib.suppress(OSError):
-        print(f"paceline: {text}", file=sys.stderr, flush=True)
+        say(f"warning: not saved: {lost}")
 
 
 def _texts(out: Path, spec: GenerateSpec, texts: Mapping[int, str]) -> dict[str, Callable[[], object]]:
