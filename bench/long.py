@@ -54,6 +54,8 @@ class Rank:
 
     cpu_s: dict[int, float] = field(default_factory=dict)
     rss_bytes: dict[int, int] = field(default_factory=dict)
+    io_bytes: dict[int, int] = field(default_factory=dict)
+    """Read from files and written to them"""
     slowness: dict[int, float] = field(default_factory=dict)
     """Of the machine in the frames before a mark: 1 is the median over the run"""
 
@@ -65,6 +67,10 @@ class Rank:
             1000 * (self.cpu_s[end] - self.cpu_s[end - part]) / part / self.slowness.get(end, 1.0)
             for end in range(mark - step + part, mark + 1, part)
         )
+
+    def io_kib(self, mark: int, step: int) -> float:
+        """KiB of files a frame, over the frames before a mark."""
+        return (self.io_bytes[mark] - self.io_bytes[mark - step]) / step / 1024
 
 
 class Speed:
@@ -151,6 +157,8 @@ def _looked_at(run: psutil.Popen, folder: Path, frames: int, step: int) -> list[
             rank = ranks.setdefault(number, Rank())
             rank.cpu_s[mark] = times.user + times.system
             rank.rss_bytes[mark] = worker.memory_info().rss
+            files = worker.io_counters()
+            rank.io_bytes[mark] = files.read_chars + files.write_chars
         mark += every
     for rank in ranks.values():
         rank.slowness = speed.slowness()
@@ -164,21 +172,22 @@ def table_of(world: str, found: Mapping[str, Sequence[Rank]], frames: int, step:
         for number, rank in enumerate(ranks):
             second, last = (rank.cpu_ms(mark, step) for mark in (2 * step, frames))
             middle = [rank.cpu_ms(mark, step) for mark in range(2 * step, frames + 1, step)]
+            files = [rank.io_kib(mark, step) for mark in (2 * step, frames)]
             rss = [rank.rss_bytes[mark] / 2**20 for mark in (2 * step, frames)]
             flat = last <= second * (1 + FLAT) and rss[1] <= rss[0] * (1 + FLAT)
-            rows.append(
-                (late, number, second, last, last / second, max(middle), *rss, rss[1] / rss[0], "yes" if flat else "no")
-            )
+            cost, memory = (second, last, last / second, max(middle)), (*rss, rss[1] / rss[0])
+            rows.append((late, number, *cost, *memory, *files, "yes" if flat else "no"))
     return Table(
         f"{world}, {frames} frames",
         (
             "late", "rank", f"ms/frame to {2 * step}", f"ms/frame to {frames}", "ratio", "most",
-            f"MiB at {2 * step}", f"MiB at {frames}", "ratio ", "flat",
+            f"MiB at {2 * step}", f"MiB at {frames}", "ratio ", "KiB/frame", "KiB/frame ", "flat",
         ),
         rows,
         notes=(
             f"CPU milliseconds of a rank a frame, medians of {PIECES} parts of {step} frames, on a machine of the "
-            "speed that this one had in the median over the run; flat: both ratios below 1.05.",
+            "speed that this one had in the median over the run; flat: both ratios below 1.05. KiB/frame: read from "
+            f"files and written to them, to {2 * step} and to {frames}.",
         ),
     )  # fmt: skip
 

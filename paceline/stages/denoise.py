@@ -50,6 +50,8 @@ class _Session:
     running: dict[Row, Pass] = field(default_factory=dict)
     slot: int = -1
     """All slots before this one are over"""
+    passed: bool = False
+    """Whether a pass has ended in this slot"""
     failed: str | None = None
     """The mark that all its items carry from the failure on (see `failed.py`)"""
 
@@ -135,10 +137,13 @@ class DenoiseStage:
         for unit in units:
             self._check(unit)
         given = [[self._item(unit, give) for give in unit.gives] for unit in units]
+        ends_pass = bool(units[0].rows) and units[0].layers[1] == self.model.config.layers
         for unit in units:
+            if ends_pass:
+                self._sessions[unit.session].passed = True
             if self._ends_slot(unit):
                 self._advance(unit, unit.slot + 1)
-        if self.tiers is not None and units[0].rows and units[0].layers[1] == self.model.config.layers:
+        if self.tiers is not None and ends_pass:
             self.tiers.step()
         return given
 
@@ -170,7 +175,8 @@ class DenoiseStage:
         for other in context.see(frame, (condition.pose_y, condition.pose_x)):
             for level in context.recallable:
                 state.cache.keep(other, level, max(self._slot(frame - 1, step) for step in self.steps))
-        state.cache.prefetch(context.recalled(frame))
+        if context.first_step(frame) <= self.steps[-1]:  # else no pass of it is here, and nothing is read for it
+            state.cache.prefetch(context.recalled(frame))
 
     def _take_kv(self, state: _Session, item: Item) -> None:
         level, first = divmod(item.key.part, self.model.config.layers)
@@ -254,7 +260,9 @@ class DenoiseStage:
         state = self._sessions[unit.session]
         if slot <= state.slot:
             return
-        state.slot = slot
+        if self.tiers is not None and not state.passed:
+            self.tiers.step()  # what other stages computed in the slot came in, though no pass ran here
+        state.slot, state.passed = slot, False
         # The newest frame whose first step here is over; those behind it are at later steps, up to the clean pass.
         newest = self._last_of(slot - 1, self.steps[0])
         oldest = newest - self.topology.model.steps - 1
