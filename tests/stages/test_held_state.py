@@ -11,7 +11,7 @@ import torch
 
 from paceline.pipeline.denoise_program import DenoiseProgram
 from paceline.pipeline.program import Unit
-from paceline.pipeline.tiers import TierSpec
+from paceline.pipeline.tiers import NvmeSpec, TierPolicy, TierSpec
 from paceline.pipeline.topology import ContextMode, Topology
 from paceline.runtime.result import Decision
 from paceline.runtime.serial import run_serial
@@ -21,7 +21,9 @@ from paceline.stages.dit import DiT, DiTConfig, save_dit
 from paceline.stages.frame_cache import FrameCache
 from paceline.stages.frame_tiers import frame_tier_manager
 from paceline.stages.item import Item
+from paceline.tiers.facts import Facts, Floats
 from paceline.tiers.manager import TierManager
+from paceline.tiers.policies import Policy
 from tests.stages.conftest import random_model
 from tests.stages.lockstep import Lockstep
 from tests.stages.test_denoise import build
@@ -128,6 +130,66 @@ def test_a_stage_holds_no_more_late_in_a_session(
         early, afterwards = net.most[stage, "early"], net.most[stage, "late"]
         grown = {name: (early[name], count) for name, count in afterwards.items() if count > early[name]}
         assert not grown, f"{stage} holds more late in the session: {grown}"
+
+
+class Counted:
+    """A policy that counts the blocks that it is asked about."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.name, self._policy = policy.name, policy
+        self.asked = 0
+
+    def keep(self, facts: Facts, step: int) -> Floats:
+        self.asked += len(facts)
+        return self._policy.keep(facts, step)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["in-time", "late"])
+def test_tiers_look_at_no_more_late_in_a_session(late: bool, tiny: tuple[DiT, Path], tmp_path: Path) -> None:
+    """Also at a stage that computes nothing, as frames that are late skip its steps: it takes in what others do."""
+    model, weights = tiny
+    frame = CONFIG.kv_bytes()
+    asked: dict[str, Counted] = {}
+    managers: dict[str, TierManager] = {}
+
+    def small(stage: str) -> TierManager:
+        nvme = NvmeSpec(path=str(tmp_path / stage), size=400 * frame)
+        spec = TierSpec(hbm=8 * frame, dram=8 * frame, nvme=nvme, policy=TierPolicy.slab)
+        made = managers[stage] = frame_tier_manager(spec, CONFIG, 1, 2, "cpu", "tiny", stage, 0)
+        made.policy = asked[stage] = Counted(made.policy)
+        return made
+
+    topology = topology_of(weights, ContextMode.cascade, "two-groups", 2)
+    net = Lockstep(topology, model, FRAMES, 1, tmp_path, small, decisions=decisions(late))
+    marks: dict[str, list[int]] = {stage: [] for stage in managers}
+    for program in net.programs:
+        if program.stage in managers:
+            _mark(net, program.stage, asked[program.stage], marks[program.stage])
+    try:
+        net.run(random.Random(1))
+    finally:
+        net.sessions[0].close()
+        for each in managers.values():
+            each.close_all()
+    for stage, seen in marks.items():
+        assert managers[stage].now >= FRAMES, f"{stage} decided {managers[stage].now} times in {FRAMES} frames"
+        early, afterwards = (seen[frames.stop - 1] - seen[frames.start - 1] for frames in (EARLY, LATE))
+        per_frame = [count / len(frames) for count, frames in ((early, EARLY), (afterwards, LATE))]
+        assert 0 < per_frame[1] <= 1.25 * per_frame[0], f"{stage} looks at {per_frame} blocks a frame"
+
+
+def _mark(net: Lockstep, stage: str, asked: Counted, seen: list[int]) -> None:
+    """Note in `seen` how many blocks were asked about before each next frame."""
+    made = net.stages[stage, 0]
+    assert isinstance(made, DenoiseStage)
+    run = made.run
+
+    def marked(units: Sequence[Unit], taken: Sequence[Sequence[Item]]) -> list[list[Item]]:
+        while len(seen) <= units[0].frame:
+            seen.append(asked.asked)
+        return run(units, taken)
+
+    setattr(made, "run", marked)  # noqa: B010
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["in-time", "late"])
