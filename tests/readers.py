@@ -19,9 +19,8 @@ from paceline.launch.commands.plan import _costs
 from paceline.launch.errors import ArgumentError, SpecError
 from paceline.launch.failure import Failure
 from paceline.launch.journal import check_replay, read_journal
-from paceline.launch.language.spec_file import generate_spec_of, write_generate_spec
 from paceline.launch.run_dir import RunDirPaths
-from paceline.launch.spec_file import read_spec, reading_spec, write_spec
+from paceline.launch.spec_file import read_spec, write_spec
 from paceline.launch.weights import read_model_file
 from paceline.pipeline.load import load_topology
 from paceline.pipeline.speculation.window import FinishReason, SpeculationError, Verdict, Window
@@ -296,14 +295,8 @@ def spec(folder: Path) -> Reader:
 def generate_spec(folder: Path) -> Reader:
     path = folder / "spec.json"
     topology = load_topology(ROOT / "topologies" / "speculate-2.yaml")
-    write_generate_spec(path, GenerateSpec(topology, ("a", "é"), 5, 2, stop=("x",)))
-
-    def read(data: bytes) -> GenerateSpec:
-        with reading_spec(path):
-            found = json.loads(data)
-        return generate_spec_of(found)
-
-    return Reader(read, [path.read_bytes()], SpecError)
+    write_spec(path, GenerateSpec(topology, ("a", "é"), 5, 2, stop=("x",)))
+    return Reader(file_reader(path, read_spec), [path.read_bytes()], SpecError)
 
 
 def failure(folder: Path) -> Reader:

@@ -6,25 +6,24 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
-from paceline.launch.errors import ArgumentError, RunFailedError
+from paceline.launch.errors import ArgumentError, LaunchError, RunFailedError
 from paceline.launch.failure import Failure
-from paceline.launch.finish import Audience, finish, finish_early
 from paceline.launch.interrupts import raise_on_sigterm
-from paceline.launch.journal import read_journal
-from paceline.launch.local import coordinator_rank
 from paceline.launch.run_dir import RunDir
 from paceline.launch.summary import Summary
 from paceline.launch.threads import thread_environment
+from paceline.launch.workload import Workload
 from paceline.pipeline.placement import Placement
+from paceline.pipeline.problem import TopologyError
 from paceline.pipeline.topology import Topology
-from paceline.runtime.spec import RunSpec
 
-__all__ = ["Launched", "leave_to_first", "record_failure", "run_launched"]
+__all__ = ["Launched", "record_failure", "recorded", "refusals", "run_launched"]
 
 _FIRST_SAYS_S = 2.0
 
@@ -60,36 +59,56 @@ class Launched:
         os.environ.update(thread_environment(group.threads))
 
 
-def leave_to_first() -> NoReturn:
-    """End a rank that found what every rank finds. Not at once: torchrun ends the others as soon as one has ended, and
-    the first rank is to say what is wrong before that."""
-    time.sleep(_FIRST_SAYS_S)
-    raise SystemExit(2)
+@contextmanager
+def refusals(launched: Launched | None) -> Iterator[None]:
+    """What is wrong with a topology, a model or the arguments, found before anything starts: every rank of a launcher
+    finds the same, and the first one says so."""
+    try:
+        yield
+    except (TopologyError, ArgumentError) as error:
+        if launched is None:
+            raise
+        record_failure(Failure.of(launched.rank, error))
+        if launched.rank == 0:
+            raise
+        # Not at once: torchrun ends the others as soon as one has ended, and the first is to speak before that.
+        time.sleep(_FIRST_SAYS_S)
+        raise SystemExit(2) from None
 
 
-def run_launched(spec: RunSpec, launched: Launched, audience: Audience) -> Summary | None:
-    """Run this process's rank; the summary on the coordinator's rank, None elsewhere.
+@contextmanager
+def recorded(launched: Launched | None) -> Iterator[None]:
+    """Leave the cause of an error where torchrun reports it from."""
+    try:
+        yield
+    except LaunchError as error:
+        if launched is not None:
+            record_failure(Failure.of(launched.rank, error))
+        raise
+
+
+def run_launched(workload: Workload[Any], launched: Launched) -> Summary | None:
+    """Run this process's rank; the summary on the leader, None elsewhere.
 
     Raises `RunFailedError`, after leaving the cause where torchrun reports it from, and `OutputsError`.
     """
-    # Imported here: torch takes a second, and what is wrong with the arguments should not wait for it.
-    from paceline.runtime.worker import run_rank
-
-    decisions = None if spec.replay is None else read_journal(spec.replay)
+    leads = launched.rank == workload.leader
     with RunDir() as run_dir:
+        if leads:
+            workload.begin(run_dir)
         try:
-            result = run_rank(spec, launched.rank, launched.world_size, run_dir.path, audience.frames, decisions)
+            result = workload.work(launched.rank, launched.world_size, run_dir, workload.progress)
         except Exception as error:
             failure = Failure.of(launched.rank, error)
             record_failure(failure)
             failed = RunFailedError(f"rank {launched.rank}: {failure}", failure.traceback)
-            if launched.rank == coordinator_rank(spec):
-                finish_early(spec, run_dir.path, failed, audience)
+            if leads:
+                workload.finish_early(failed, run_dir)
             raise failed from error
         if result is None:
             return None
-        with raise_on_sigterm():
-            return finish(spec, result, run_dir.path, audience)
+        with recorded(launched), raise_on_sigterm():
+            return workload.finish(result, run_dir)
 
 
 def record_failure(failure: Failure) -> None:

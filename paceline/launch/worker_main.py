@@ -7,27 +7,21 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
-import json
 import os
 import signal
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from paceline.launch.failure import Failure
-from paceline.launch.journal import read_journal
 from paceline.launch.process import PARENT_VARIABLE
 from paceline.launch.progress import ProgressWriter
 from paceline.launch.run_dir import RunDirPaths
 from paceline.launch.spec_file import read_spec
-from paceline.runtime.result import RunResult
-
-if TYPE_CHECKING:
-    from paceline.runtime.language.models import Models
-    from paceline.runtime.language.result import LanguageResult
+from paceline.launch.workload import Workload, workload_of
 
 __all__ = ["STACKS_SIGNAL", "STORE_VARIABLE", "die_with_parent", "main", "work"]
 
@@ -55,16 +49,16 @@ def main() -> None:
     work(Path(sys.argv[1]))
 
 
-def work(folder: Path, models: Models | None = None) -> None:
-    """Run the rank that the environment names; leave a result, or an account of the failure and exit code 1. `models`
-    is what is known of a generation's models already."""
+def work(folder: Path, workload: Workload[Any] | None = None) -> None:
+    """Run the rank that the environment names; leave a result, or an account of the failure and exit code 1. A forked
+    worker has the `workload`; any other reads its spec from the folder."""
     die_with_parent()
     faulthandler.enable()
     faulthandler.register(STACKS_SIGNAL)
     paths = RunDirPaths(folder)
     rank = int(os.environ["RANK"])
     try:
-        _run(paths, rank, models)
+        _run(paths, rank, workload or workload_of(read_spec(paths.spec)))
     except BaseException as error:
         failure = Failure.of(rank, error)
         failure.write(paths.path)
@@ -73,51 +67,18 @@ def work(folder: Path, models: Models | None = None) -> None:
         os._exit(1)
 
 
-def _run(paths: RunDirPaths, rank: int, models: Models | None) -> None:
-    fields = json.loads(paths.spec.read_text())
+def _run(paths: RunDirPaths, rank: int, workload: Workload[Any]) -> None:
     progress = ProgressWriter(paths.progress, rank)
-    if "prompts" in fields:
-        result: RunResult | LanguageResult | None = _generate(paths, rank, fields, progress, models)
+    if workload.serial:
+        result = workload.work_serially(paths, progress)
     else:
-        result = _frames(paths, rank, progress)
+        store = _serve_store()
+        result = workload.work(rank, int(os.environ["WORLD_SIZE"]), paths, progress)
+        del store
     if result is not None:
         draft = paths.result.with_suffix(".tmp")
         draft.write_bytes(msgspec.msgpack.encode(result))
         os.replace(draft, paths.result)
-
-
-def _frames(paths: RunDirPaths, rank: int, progress: ProgressWriter) -> RunResult | None:
-    spec = read_spec(paths.spec)
-    decisions = None if spec.replay is None else read_journal(spec.replay)
-    # Imported here: torch takes a second, and the signals above must not wait for it.
-    if spec.serial:
-        from paceline.runtime.serial import run_serial
-
-        return run_serial(spec, paths.path, progress, decisions)
-    from paceline.runtime.worker import run_rank
-
-    store = _serve_store()
-    result = run_rank(spec, rank, int(os.environ["WORLD_SIZE"]), paths.path, progress, decisions)
-    del store
-    return result
-
-
-def _generate(
-    paths: RunDirPaths, rank: int, fields: dict[str, Any], progress: ProgressWriter, models: Models | None
-) -> LanguageResult | None:
-    from paceline.launch.language.spec_file import generate_spec_of
-    from paceline.runtime.language.models import Models
-    from paceline.runtime.language.run import generate_rank
-    from paceline.runtime.language.serial import generate_serial
-
-    spec = generate_spec_of(fields)
-    models = models or Models.of(spec)
-    if spec.serial:
-        return generate_serial(spec, models, paths.stream)
-    store = _serve_store()
-    result = generate_rank(spec, models, rank, int(os.environ["WORLD_SIZE"]), paths.path, progress, paths.stream)
-    del store
-    return result
 
 
 def _serve_store() -> object:

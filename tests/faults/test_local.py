@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from paceline.launch.errors import RunFailedError
+from paceline.launch.frames import FrameWorkload
 from paceline.launch.local import run_local
 from paceline.pipeline.load import load_topology
 from paceline.runtime.spec import RunSpec
@@ -91,7 +92,7 @@ def test_the_error_of_a_stage_is_what_the_user_sees(rank: int, tmp_path: Path, m
     spec = RunSpec(load_topology(write_topology(tmp_path)), frames=1000, sessions=2, seed=0, out=tmp_path / "out")
     start = time.monotonic()
     with pytest.raises(RunFailedError) as caught:
-        run_local(spec, worker=("-m", "tests.faults.failing_worker"))
+        run_local(FrameWorkload(spec), worker=("-m", "tests.faults.failing_worker"))
     assert time.monotonic() - start < 30
     name = ["worker rank 0 (group early: source, step0, sink)", "worker rank 1 (group late: step1)"][rank]
     expected = f"{name} failed: stage step{rank} on rank {rank} failed at session 0, frame 7: ValueError: no such tile"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paceline.launch.finish import Audience
+from paceline.launch.frames import Audience, FrameWorkload
 from paceline.launch.local import run_local
 from paceline.pipeline.topology import Topology
 from paceline.runtime.serial import run_serial
@@ -102,7 +102,7 @@ def test_damaged_blocks_end_their_session_alone(
     frames, kv = reference(spec, tmp_path / "serial")
     for name, value in ((damaging_worker.STAGE, stage), (damaging_worker.SESSION, victim), (damaging_worker.AFTER, 25)):
         monkeypatch.setenv(name, str(value))
-    found = run_local(spec, worker=WORKER)
+    found = run_local(FrameWorkload(spec), worker=WORKER)
     (failed,) = check(found, out, frames, kv)
     assert failed["id"] == victim
     assert failed["failed"].startswith(f"stage {stage} on rank ")
@@ -171,7 +171,7 @@ def test_sessions_that_fail_before_their_first_frame(small: Path, tmp_path: Path
     topology = recalling(small, "dist", deadline_ms=20, tiers={"late": {"hbm": FRAME // 2, "block_size": 8}})
     out = tmp_path / "out"
     seen: list[int] = []
-    found = run_local(RunSpec(topology, 12, sessions=2, seed=3, out=out), Audience(seen.append))
+    found = run_local(FrameWorkload(RunSpec(topology, 12, sessions=2, seed=3, out=out), Audience(seen.append)))
     for session in found["sessions"]:
         assert (session["frames"], session["late"], session["shape"]) == (0, 0, [])
         assert session["failed"].startswith("stage step1 on rank 1, at prompt frame ")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from paceline.launch.frames import FrameWorkload
 from paceline.launch.local import run_local
 from paceline.pipeline.topology import ContextMode, Topology
 from paceline.runtime.result import Decision
@@ -65,7 +66,7 @@ def test_four_sessions_under_jitter_give_the_serial_bits(
 ) -> None:
     spec = RunSpec(two_groups(weights, mode.value, schedule=schedule), frames=6, sessions=4, seed=3, kv_hash=True)
     reference = run_serial(spec, tmp_path)
-    found = run_local(spec)
+    found = run_local(FrameWorkload(spec))
     assert [s["outputs_sha256"] for s in found["sessions"]] == [s.outputs_sha256 for s in reference.sessions]
     assert found["kv_sha256"] == reference.ranks[0].kv_sha256
     for edge in found["edges"]:
@@ -83,7 +84,7 @@ def test_batches_of_sessions_agree_tile_for_tile(weights: Path, tmp_path: Path) 
     for name in ("step0", "step1"):
         stages[name] |= {"max_batch": 4}
     batched = two_groups(weights, "cascade", stages=stages, deterministic=False)
-    run_local(RunSpec(batched, frames=6, sessions=4, seed=3, out=tmp_path / "b"))
+    run_local(FrameWorkload(RunSpec(batched, frames=6, sessions=4, seed=3, out=tmp_path / "b")))
     for session in range(4):
         one = np.load(tmp_path / "a" / f"session-{session}.npy.part").astype(int).ravel()
         other = np.load(tmp_path / "b" / f"session-{session}.npy").astype(int).ravel()
@@ -96,7 +97,7 @@ def test_frames_with_fewer_steps_replay_from_the_journal(weights: Path, tmp_path
     """Decisions of a run that could not keep up, taken again by the serial reference and by another live run."""
     change = {"deadline_ms": 4, "on_late": "fewer_steps"}
     live = RunSpec(two_groups(weights, "cascade", **change), frames=20, sessions=2, seed=3, kv_hash=True)
-    found = run_local(live)
+    found = run_local(FrameWorkload(live))
     decisions = [Decision(**entry) for entry in found["decisions"]]
     assert any(d.what == "fewer_steps" and d.value == 1 for d in decisions)
     assert len(decisions) < 40, "the first frame of a session is never late"
@@ -125,7 +126,9 @@ def test_a_slow_consumer_bounds_memory(tmp_path: Path) -> None:
             "edges": [{"from": "source", "to": "slow", **edge}, {"from": "slow", "to": "sink", **edge}],
         }
     )
-    short, long = (run_local(RunSpec(topology, frames=frames, sessions=1, seed=0)) for frames in (20, 200))
+    short, long = (
+        run_local(FrameWorkload(RunSpec(topology, frames=frames, sessions=1, seed=0))) for frames in (20, 200)
+    )
     assert all(edge["peak_items"] <= 3 and edge["peak_bytes"] <= 3 * size for edge in long["edges"])
     grown = [b["peak_rss_bytes"] - a["peak_rss_bytes"] for a, b in zip(short["ranks"], long["ranks"], strict=True)]
     # 720 MiB more have passed. What a rank may hold besides its credits is what ZMQ and the allocator keep warm.

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from paceline.launch.errors import ArgumentError
+from paceline.launch.frames import FrameWorkload
 from paceline.launch.local import run_local
 from paceline.launch.summary import summarize
 from paceline.launch.world_tiers import check_world_tiers
@@ -65,7 +66,7 @@ def test_a_session_ten_times_longer_than_hbm(
     spec = RunSpec(topology, frames=frames, sessions=sessions, seed=3, kv_hash=True)
     reference = run_serial(spec, tmp_path)
     assert summarize(spec, reference)["tiers"] == {}
-    found = run_local(spec)
+    found = run_local(FrameWorkload(spec))
     assert [s["outputs_sha256"] for s in found["sessions"]] == [s.outputs_sha256 for s in reference.sessions]
     assert found["kv_sha256"] == reference.ranks[0].kv_sha256
     for group in checked(found).values():

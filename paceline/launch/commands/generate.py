@@ -13,17 +13,16 @@ import typer
 from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, HangTimeout, Overrides, TopologyFile, as_path
 from paceline.launch.commands.run import LAUNCHED
-from paceline.launch.errors import ArgumentError, LaunchError, OutputsError, RunFailedError
-from paceline.launch.failure import Failure
+from paceline.launch.errors import ArgumentError, OutputsError, RunFailedError
 from paceline.launch.folders import make_writable
 from paceline.launch.language.check import check_generation
 from paceline.launch.language.prompts import read_prompts
 from paceline.launch.language.request import Asked, make_spec
+from paceline.launch.local import run_local
 from paceline.launch.summary import Summary
 from paceline.launch.supervise import HANG_TIMEOUT_S
-from paceline.launch.torchrun import Launched, leave_to_first, record_failure
+from paceline.launch.torchrun import Launched, recorded, refusals, run_launched
 from paceline.pipeline.load import load_topology
-from paceline.pipeline.problem import TopologyError
 from paceline.runtime.language.parked import ParkedSession, ParkingError, read_parked
 
 __all__ = ["generate"]
@@ -97,8 +96,7 @@ def generate(
     nothing was started; 130 interrupted by Ctrl-C; 143 by SIGTERM.
     """
     launched = Launched.from_environment() if context.obj is LAUNCHED else None
-    first = launched is None or launched.rank == 0
-    try:
+    with refusals(launched):
         loaded = load_topology(topology, overrides or [], None if launched is None else launched.world_size)
         if loaded.workload != "language":
             raise ArgumentError(f"{topology} makes frames; start it with `paceline run`")
@@ -123,25 +121,24 @@ def generate(
         models = check_generation(spec)
         if spec.out is not None:
             make_writable(f"--out {spec.out}", spec.out)
-    except (TopologyError, ArgumentError) as error:
-        if launched is not None:
-            record_failure(Failure.of(launched.rank, error))
-        if first:
-            raise
-        leave_to_first()
     # Imported here: it brings torch, and what is wrong above should not wait for it.
-    from paceline.launch.language.start import start
+    from paceline.launch.language.texts import TextWorkload
 
-    summary = start(spec, models, launched, not quiet and not as_json, hang_timeout, debug)
+    workload = TextWorkload(spec, models, show=not quiet and not as_json)
+    summary: Summary | None
+    summary = run_local(workload, hang_timeout, debug) if launched is None else run_launched(workload, launched)
     if summary is not None:
         _print(summary, None if quiet or as_json else spec.out, as_json)
-        failed: LaunchError | None = _every_session_failed(summary)
-        if failed is None and spec.out is not None and summary["unsaved"]:
-            failed = OutputsError(spec.out, summary["unsaved"])
-        if failed is not None:
-            if launched is not None:
-                record_failure(Failure.of(launched.rank, failed))
-            raise failed
+        with recorded(launched):
+            _check_sessions(summary)
+            if spec.out is not None and summary["unsaved"]:
+                raise OutputsError(spec.out, summary["unsaved"])
+
+
+def _check_sessions(summary: Summary) -> None:
+    """Raise `RunFailedError` for a run of which no session came through."""
+    if all(session["finish_reason"] == "failed" for session in summary["sessions"]):
+        raise RunFailedError("every session failed: " + "; ".join(summary["warnings"]))
 
 
 def _print(summary: Summary, out: Path | None, as_json: bool) -> None:
@@ -152,13 +149,6 @@ def _print(summary: Summary, out: Path | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps(summary))
     sys.stdout.flush()
-
-
-def _every_session_failed(summary: Summary) -> RunFailedError | None:
-    """The error of a run of which no session came through."""
-    if any(session["finish_reason"] != "failed" for session in summary["sessions"]):
-        return None
-    return RunFailedError("every session failed: " + "; ".join(summary["warnings"]))
 
 
 def _parked(folder: Path) -> list[tuple[Path, ParkedSession]]:

@@ -13,21 +13,19 @@ from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, HangTimeout, Overrides, TopologyFile, as_path
 from paceline.launch.console import make_console
 from paceline.launch.display import Display
-from paceline.launch.errors import ArgumentError, OutputsError, RunFailedError
-from paceline.launch.failure import Failure
+from paceline.launch.errors import ArgumentError, RunFailedError
 from paceline.launch.files import check_curve
-from paceline.launch.finish import Audience
 from paceline.launch.folders import make_writable
+from paceline.launch.frames import Audience, FrameWorkload
 from paceline.launch.journal import check_replay, read_journal
 from paceline.launch.local import run_local
 from paceline.launch.summary import Summary
 from paceline.launch.supervise import HANG_TIMEOUT_S
-from paceline.launch.torchrun import Launched, leave_to_first, record_failure, run_launched
+from paceline.launch.torchrun import Launched, recorded, refusals, run_launched
 from paceline.launch.weights import check_weights, read_model_file
 from paceline.launch.world_tiers import check_world_tiers
 from paceline.pipeline.liveness import check_liveness
 from paceline.pipeline.load import load_topology
-from paceline.pipeline.problem import TopologyError
 from paceline.pipeline.topology import Schedule, Topology
 from paceline.runtime.spec import RunSpec
 
@@ -69,17 +67,10 @@ def run(
     """
     launched = Launched.from_environment() if context.obj is LAUNCHED else None
     first = launched is None or launched.rank == 0
-    try:
+    with refusals(launched):
         loaded = _check(topology, overrides or [], launched, serial, out, replay, frames, sessions)
         if not serial:
             check_world_tiers(loaded, frames, sessions)
-    except (TopologyError, ArgumentError) as error:
-        if launched is not None:
-            record_failure(Failure.of(launched.rank, error))
-        # Every rank sees the same problem; one of them says so.
-        if first:
-            raise
-        leave_to_first()
     spec = RunSpec(
         topology=loaded,
         frames=frames,
@@ -96,29 +87,18 @@ def run(
             display.clear()
             _print(made, spec.out, as_json, quiet)
 
-        audience = Audience(display, show, display.writing)
+        workload = FrameWorkload(spec, Audience(display, show, display.writing))
         summary: Summary | None
-        try:
-            if launched is None:
-                summary = run_local(spec, audience, hang_timeout, debug)
-            else:
-                summary = run_launched(spec, launched, audience)
-        except OutputsError as error:
-            if launched is not None:
-                record_failure(Failure.of(launched.rank, error))
-            raise
-    failed = None if summary is None else _every_session_failed(summary)
-    if failed is not None:
-        if launched is not None:
-            record_failure(Failure.of(launched.rank, failed))
-        raise failed
+        summary = run_local(workload, hang_timeout, debug) if launched is None else run_launched(workload, launched)
+    if summary is not None:
+        with recorded(launched):
+            _check_sessions(summary)
 
 
-def _every_session_failed(summary: Summary) -> RunFailedError | None:
-    """The error of a run of which no session came through."""
-    if any(session["failed"] is None for session in summary["sessions"]):
-        return None
-    return RunFailedError("every session failed: " + "; ".join(summary["warnings"]))
+def _check_sessions(summary: Summary) -> None:
+    """Raise `RunFailedError` for a run of which no session came through."""
+    if all(session["failed"] is not None for session in summary["sessions"]):
+        raise RunFailedError("every session failed: " + "; ".join(summary["warnings"]))
 
 
 def _print(summary: Summary, out: Path | None, as_json: bool, quiet: bool) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from paceline.launch.language import start
 from tests.launch.language.pair import save_pair, save_tokenizer
 from tests.launch.language.test_cli import TWO, refused
 from tests.stages.lm.models import save_random
@@ -23,8 +22,8 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("something was started")
 
-    for name in ("generate_local", "generate_launched"):
-        monkeypatch.setattr(start, name, started)
+    for name in ("run_local", "run_launched"):
+        monkeypatch.setattr(f"paceline.launch.commands.generate.{name}", started)
 
 
 def target(folder: Path, kind: str, **changes: Any) -> list[str]:

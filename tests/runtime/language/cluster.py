@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from paceline.launch.language.spec_file import generate_spec_of, write_generate_spec
+from paceline.launch.spec_file import read_spec, write_spec
 from paceline.pipeline.load import load_topology
 from paceline.pipeline.speculation.window import Coupling
 from paceline.pipeline.topology import Topology
@@ -76,8 +76,11 @@ class Cluster:
         # As it travels to a worker process.
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "spec.json"
-            write_generate_spec(file, spec)
-            self.spec = generate_spec_of(json.loads(file.read_text()))
+            write_spec(file, spec)
+            found = read_spec(file)
+        if not isinstance(found, GenerateSpec):
+            raise AssertionError(f"{found} is no spec of a generation")
+        self.spec = found
         self.prepare, self.progress = prepare, progress
         self.workers: dict[int, LanguageWorker] = {}
         self.result: LanguageResult | None = None
