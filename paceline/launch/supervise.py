@@ -22,8 +22,9 @@ _START_TIMEOUT_S = 120.0
 # Until its first report a worker loads libraries and weights and meets the others.
 
 _POLL_S = 0.03
-# How long the cause of a failure may take to show up after its consequences.
-_SETTLE_S = 0.4
+# How long the cause of a failure may take to show up after its consequences: on a busy machine a worker needs a second
+# to write its account and end.
+_SETTLE_S = 2.0
 # How long a worker that hangs gets to write down where.
 _STACKS_S = 0.1
 _STACK_LINES = 8
