@@ -47,6 +47,8 @@ def test_defaults_are_true() -> None:
         default = field.default.value if isinstance(field.default, Enum) else field.default
         if field.is_required():
             assert shown == "required", key
+        elif field.default_factory is not None:
+            assert (shown, field.get_default(call_default_factory=True)) == ("{}", {}), key
         elif isinstance(default, BaseModel):
             assert shown == "", key
         elif default is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from paceline.launch.errors import ArgumentError
 from paceline.launch.weights import read_model_file
@@ -10,7 +10,7 @@ from paceline.launch.world_tiers import check_world_tiers
 from paceline.pipeline.problem import Problem
 from paceline.pipeline.topology import Topology
 
-__all__ = ["check_curve", "file_problems"]
+__all__ = ["check_curve", "check_policies", "file_problems"]
 
 
 def check_curve(topology: Topology) -> None:
@@ -28,9 +28,30 @@ def check_curve(topology: Topology) -> None:
         raise ArgumentError(str(error)) from error
 
 
+def check_policies(topology: Topology) -> None:
+    """Raise `ArgumentError` where memory tiers name a policy that there is not, or options that it does not take."""
+    if not topology.tiers:
+        return
+    # Imported here: it needs NumPy, and perhaps the packages of others.
+    from paceline.tiers.policies import ORACLE, POLICIES, make_policy
+
+    for group, spec in topology.tiers.items():
+        online = [name for name in POLICIES.names() if name != ORACLE]
+        if spec.policy not in online:
+            raise ArgumentError(f"tiers.{group}.policy: is {spec.policy!r}; write {_either(online)}")
+        try:
+            make_policy(spec.policy, spec.options, {"columns": 1})
+        except ValueError as error:
+            raise ArgumentError(f"tiers.{group}.options: {error}; write options that the policy takes") from error
+
+
+def _either(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
 def file_problems(topology: Topology) -> Iterator[Problem]:
     """What is wrong with the files of a topology, and with its memory tiers for the models in them."""
-    checks: list[Callable[[Topology], object]] = [check_curve]
+    checks: list[Callable[[Topology], object]] = [check_curve, check_policies]
     checks += [_check_language] if topology.workload == "language" else [read_model_file, _check_world_tiers]
     for check in checks:
         try:

@@ -41,6 +41,8 @@ def _resolve(data: Any, key: str) -> KeyPath | Problem:
         elif path == ("tiers",):
             # A group may be given tiers that the file gives none.
             known = {name: name for name in {**_mapping(groups), **_mapping(data)}}
+        elif slot is not None and slot.free:
+            known = {segment: segment}
         elif isinstance(data, dict) and not known:
             known = {name: name for name in data}
         if segment not in known:

@@ -23,6 +23,7 @@ _WORDS = {
     "model.weights": "zoo:world or the path of a .safetensors file",
     "groups.*.device": "cpu, cuda or cuda:N",
     "stages.*.group": "the name of a group",
+    "tiers.*.options.*": "a number, text, true or false",
     "stages.*.steps": "a list such as [0] or [1, clean]",
     "stages.*.steps.*": "a step number from 0, or clean",
     "speculation.window": "a whole number of at least 0 and of at most 64, or auto",
@@ -34,7 +35,10 @@ _WORDS = {
     "tiers.*.bits": "2, 4 or 8, or leave it out",
     "network.bind": "an address such as 127.0.0.1",
 }
-_UNIONS = {2: {"speculation.window", "speculation.depth", "speculation.hedge"}, 4: {"stages.*.steps.*"}}
+_UNIONS = {
+    2: {"speculation.window", "speculation.depth", "speculation.hedge"},
+    4: {"stages.*.steps.*", "tiers.*.options.*"},
+}
 """Keys that take values of more than one kind, by how deep they lie."""
 _NAMED = ("groups", "stages", "tiers")
 MISSING = "is missing"
@@ -58,6 +62,11 @@ class Slot(NamedTuple):
         """The keys that a model here knows, as YAML writes them."""
         model = self.model
         return [field.alias or name for name, field in model.model_fields.items()] if model else []
+
+    @property
+    def free(self) -> bool:
+        """Whether any name may stand below: a mapping of plain values, as the options of a policy."""
+        return get_origin(self.annotation) is dict and _slot(get_args(self.annotation)[1]).model is None
 
     def below(self, segment: str | int) -> Slot | None:
         """The place one key or index further down; `None` where the models know none."""
@@ -95,10 +104,13 @@ def slot_at(path: KeyPath) -> Slot | None:
 
 
 def pattern(path: KeyPath) -> str:
-    """The path with `*` for names of groups and stages, also below `tiers`, and for indices: `stages.*.steps`."""
-    return ".".join(
-        "*" if isinstance(part, int) or (place == 1 and path[0] in _NAMED) else part for place, part in enumerate(path)
-    )
+    """The path with `*` for names of groups, stages and options of a policy, and for indices: `stages.*.steps`."""
+    return ".".join("*" if isinstance(part, int) or _is_name(path, place) else part for place, part in enumerate(path))
+
+
+def _is_name(path: KeyPath, place: int) -> bool:
+    """Whether the part at a place is the user's own word."""
+    return (place == 1 and path[0] in _NAMED) or (place == 3 and path[0] == "tiers" and path[2] == "options")
 
 
 def _expected(path: KeyPath) -> str:
@@ -110,6 +122,8 @@ def _expected(path: KeyPath) -> str:
     kind = slot.annotation
     if slot.model:
         return f"write a mapping with keys among {', '.join(slot.keys)}"
+    if slot.free:
+        return "write a mapping from names to numbers, texts, true or false"
     if get_origin(kind) is dict:
         return f"write a mapping from names to {path[-1]}, with at least one"
     if get_origin(kind) is tuple:

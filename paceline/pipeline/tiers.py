@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 from paceline.pipeline.frozen import Frozen
 from paceline.pipeline.sizes import parse_size
 
-__all__ = ["NvmeSpec", "TierMode", "TierPolicy", "TierSpec"]
+__all__ = ["NvmeSpec", "TierMode", "TierSpec"]
 
 _Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 _SizeOrNone = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
@@ -26,21 +26,6 @@ class TierMode(StrEnum):
     """those without which more than `epsilon` of the attention mass could be missing; bounds on the keys prove it"""
     profiled = "profiled"
     """those without which, by the profile, more than `epsilon` would be missing; nothing proves it"""
-
-
-class TierPolicy(StrEnum):
-    """What keeps a block high up."""
-
-    attention_mass = "attention-mass"
-    """the attention mass that fell on it lately"""
-    heavy_hitter = "heavy-hitter"
-    """all attention mass that ever fell on it"""
-    lru = "lru"
-    """when it was of use last"""
-    window = "window"
-    """being among the first of its session or among the last"""
-    slab = "slab"
-    """world model: a young time slab, then the middle of the view"""
 
 
 class NvmeSpec(Frozen):
@@ -60,7 +45,10 @@ class TierSpec(Frozen):
     dram: _SizeOrNone = 0
     """Bytes of KV in host memory, pinned where there is a GPU; 0: none."""
     nvme: NvmeSpec | None = None
-    policy: TierPolicy = TierPolicy.attention_mass
+    policy: str = "attention-mass"
+    """What keeps a block high up: the name of a policy (`paceline.tiers.policies`)."""
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Options of the policy, by name."""
     mode: TierMode = TierMode.exact
     epsilon: float = Field(0.01, gt=0, lt=1)
     """certified, profiled: the share of the attention mass that a query may miss."""

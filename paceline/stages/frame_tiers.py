@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paceline.pipeline.context import Read
-from paceline.pipeline.tiers import TierPolicy, TierSpec
+from paceline.pipeline.tiers import TierSpec
 from paceline.stages.dit_config import DiTConfig
 from paceline.stages.frame_sharing import SharedFrames
 from paceline.stages.slab_masses import slab_masses
@@ -44,10 +44,14 @@ def frame_tier_manager(
     # Room for the frame that is being written and for those that the next one recalls, before they are waited for.
     frame = config.layers * layout.blocks(config.tokens)
     spare = min(frame * (1 + recall) / budget.slots(layout).hbm, 0.25)
-    settings = replace(settings_of(spec, layout), spare=spare)
-    if spec.policy is TierPolicy.slab:
-        settings = replace(settings, options={"columns": max(1, config.grid_x // spec.block_size)})
+    known = {"columns": columns_of(config, spec.block_size)}
+    settings = replace(settings_of(spec, layout), spare=spare, known=known)
     return TierManager(layout, budget, settings, device, f"{weights}:{stage}", rank)
+
+
+def columns_of(config: DiTConfig, block_size: int) -> int:
+    """Slabs in a row of the picture; 1 where a slab is a row or more."""
+    return max(1, config.grid_x // block_size)
 
 
 class FrameTiers:

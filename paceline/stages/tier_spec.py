@@ -28,7 +28,8 @@ def nvme_folder(spec: NvmeSpec) -> Path:
 def settings_of(spec: TierSpec, layout: Layout) -> TierSettings:
     """How the tiers are run; what the topology leaves open stays as it is there."""
     settings = TierSettings(
-        policy=spec.policy.value,
+        policy=spec.policy,
+        options=spec.options,
         mode=Mode(spec.mode.value),
         epsilon=spec.epsilon,
         refresh=spec.refresh,

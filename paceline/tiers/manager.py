@@ -20,7 +20,7 @@ from paceline.tiers.mover import Mover
 from paceline.tiers.nvme import Store
 from paceline.tiers.packed_memory import stored_nbytes
 from paceline.tiers.planner import Room, plan
-from paceline.tiers.policies import Policy, policy
+from paceline.tiers.policies import Policy, make_policy
 from paceline.tiers.pool import Blocks
 from paceline.tiers.profile import Profile
 from paceline.tiers.settings import TierSettings
@@ -83,7 +83,7 @@ class TierManager:
         staging = 0 if in_place else 2 * chunk
         self.storage = Storage(layout, slots, staging, device, store, self.settings.bits)
         self.pool = self.storage.pool
-        self.policy = by or policy(self.settings.policy, **self.settings.options)
+        self.policy = by or make_policy(self.settings.policy, self.settings.options, self.settings.known)
         self.profile = Profile()
         self.mover = Mover(self.storage, self._lowest, wanted.nvme, self.settings.asynchronous)
         self.stalls = self.mover.stalls

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 __all__ = ["Mode", "TierSettings"]
 
@@ -22,8 +23,10 @@ class TierSettings:
     """Settings of a `TierManager`."""
 
     policy: str = "attention-mass"
-    options: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the policy, by name."""
+    known: Mapping[str, Any] = field(default_factory=dict)
+    """Options that follow from the model, for policies that take them, as `columns`."""
     mode: Mode = Mode.exact
     epsilon: float = 0.01
     """`certified`: the attention mass that a step may leave out of every head and row, at most.

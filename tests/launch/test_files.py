@@ -77,6 +77,20 @@ def test_a_configuration_that_can_not_be(good: Path, tmp_path: Path, config: dic
     check_refused(WORLD, f"model.weights={path}", message)
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "policy=oracle",
+            "tiers.late.policy: is 'oracle'; write attention-mass, heavy-hitter, lru, window or slab",
+        ),
+        ("options.depth=3", "tiers.late.options: policy slab: Slab.__init__() got an unexpected keyword argument"),
+    ],
+)
+def test_a_tier_policy_that_there_is_not(setting: str, message: str) -> None:
+    check_refused(TIERED, f"tiers.late.{setting}", message)
+
+
 def test_weights_of_another_world(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_dit(random_model(DiTConfig(width=64, layers=1, heads=2, grid_y=4)), path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from paceline.pipeline.load import check_topology, load_topology
-from paceline.pipeline.tiers import NvmeSpec, TierMode, TierPolicy, TierSpec
+from paceline.pipeline.tiers import NvmeSpec, TierMode, TierSpec
 
 TOPOLOGIES = Path(__file__).parents[2] / "topologies"
 PLAIN, TIERED = TOPOLOGIES / "speculate-2.yaml", TOPOLOGIES / "speculate-2-tiers.yaml"
@@ -37,7 +37,7 @@ def test_what_the_shipped_topology_says() -> None:
     assert spec == TierSpec(
         hbm=2 << 20, dram=8 << 20, nvme=NvmeSpec(path=spec.nvme.path if spec.nvme else Path(), size=64 << 20)
     )
-    assert (spec.policy, spec.mode, spec.bits) == (TierPolicy.attention_mass, TierMode.exact, None)
+    assert (spec.policy, spec.mode, spec.bits) == ("attention-mass", TierMode.exact, None)
 
 
 def test_set_reaches_every_key_also_where_the_file_has_no_tiers(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_set_reaches_every_key_also_where_the_file_has_no_tiers(tmp_path: Path) 
     for path in (PLAIN, TIERED):
         spec = load_topology(path, [f"tiers.verifier.{setting}" for setting in settings]).tiers["verifier"]
         assert spec == TierSpec(
-            hbm=64 << 20, dram=0, nvme=NvmeSpec(path=tmp_path, size=2 * 10**9), policy=TierPolicy.lru,
+            hbm=64 << 20, dram=0, nvme=NvmeSpec(path=tmp_path, size=2 * 10**9), policy="lru",
             mode=TierMode.certified, epsilon=0.2, bits=4, block_size=32, refresh=3, bandwidth=1 << 20, hysteresis=0.0,
         )  # fmt: skip
     assert load_topology(WORLD, ["tiers.late.hbm=1MiB", "tiers.early.hbm=2MiB"]).tiers["early"].hbm == 2 << 20
@@ -62,13 +62,15 @@ WRONG: list[tuple[Path, Sequence[str], Sequence[str]]] = [
     (TIERED, ["verifier.nvme.pth=x"], ["tiers.verifier.nvme.pth: is no known key; did you mean "
                                        "'tiers.verifier.nvme.path'?"]),
     (PLAIN, ["verifier={hbm: 1MiB, nvme: {size: 1MiB}}"], ["tiers.verifier.nvme.path: is missing; write a path"]),
-    (TIERED, ["verifier.policy=oracle"], ["tiers.verifier.policy: is 'oracle'; write attention-mass, heavy-hitter, "
-                                          "lru, window or slab"]),
+    (TIERED, ["verifier.options.recent=[1]"], ["tiers.verifier.options.recent: is a list; write a number, text, true "
+                                               "or false"]),
+    (TIERED, ["verifier.options=3"], ["tiers.verifier.options: is 3; write a mapping from names to numbers, texts, "
+                                      "true or false"]),
     (TIERED, ["verifier.mode=fast"], ["tiers.verifier.mode: is 'fast'; write exact, certified or profiled"]),
     (TIERED, ["verifier.epsilon=1"], ["tiers.verifier.epsilon: is 1; write a number above 0 and below 1"]),
     (TIERED, ["verifier.bits=3"], ["tiers.verifier.bits: is 3; write 2, 4 or 8, or leave it out"]),
-    (TIERED, ["verifier=9"], ["tiers.verifier: is 9; write a mapping with keys among hbm, dram, nvme, policy, mode, "
-                              "epsilon, block_size, refresh, bandwidth, hysteresis, bits"]),
+    (TIERED, ["verifier=9"], ["tiers.verifier: is 9; write a mapping with keys among hbm, dram, nvme, policy, "
+                              "options, mode, epsilon, block_size, refresh, bandwidth, hysteresis, bits"]),
     (PLAIN, ["verifier={hbm: 1MiB, bits: 4}"], ["tiers.verifier.bits: is for KV outside hbm, and there is none; "
                                                "remove it or give dram or nvme"]),
     (WORLD, ["late={hbm: 1MiB, mode: profiled}"], ["tiers.late.mode: profiled is for language models; frames read all "

@@ -11,7 +11,7 @@ import torch
 
 from paceline.pipeline.denoise_program import DenoiseProgram
 from paceline.pipeline.program import Unit
-from paceline.pipeline.tiers import NvmeSpec, TierPolicy, TierSpec
+from paceline.pipeline.tiers import NvmeSpec, TierSpec
 from paceline.pipeline.topology import ContextMode, Topology
 from paceline.runtime.result import Decision
 from paceline.runtime.serial import run_serial
@@ -154,7 +154,7 @@ def test_tiers_look_at_no_more_late_in_a_session(late: bool, tiny: tuple[DiT, Pa
 
     def small(stage: str) -> TierManager:
         nvme = NvmeSpec(path=str(tmp_path / stage), size=400 * frame)
-        spec = TierSpec(hbm=8 * frame, dram=8 * frame, nvme=nvme, policy=TierPolicy.slab)
+        spec = TierSpec(hbm=8 * frame, dram=8 * frame, nvme=nvme, policy="slab")
         made = managers[stage] = frame_tier_manager(spec, CONFIG, 1, 2, "cpu", "tiny", stage, 0)
         made.policy = asked[stage] = Counted(made.policy)
         return made

@@ -11,17 +11,17 @@ from typing import Annotated
 import typer
 
 from paceline.launch.commands.guard import guarded
-from paceline.launch.commands.options import AsJson, Debug, HangTimeout, Overrides, TopologyFile, as_path
+from paceline.launch.commands.options import AsJson, Debug, HangTimeout, LauncherName, Overrides, TopologyFile, as_path
 from paceline.launch.commands.run import LAUNCHED
 from paceline.launch.errors import ArgumentError, OutputsError, RunFailedError
 from paceline.launch.folders import make_writable
 from paceline.launch.language.check import check_generation
 from paceline.launch.language.prompts import read_prompts
 from paceline.launch.language.request import Asked, make_spec
-from paceline.launch.local import run_local
+from paceline.launch.launchers import check_launcher, launch
 from paceline.launch.summary import Summary
 from paceline.launch.supervise import HANG_TIMEOUT_S
-from paceline.launch.torchrun import Launched, recorded, refusals, run_launched
+from paceline.launch.torchrun import Launched, recorded, refusals
 from paceline.pipeline.load import load_topology
 from paceline.runtime.language.parked import ParkedSession, ParkingError, read_parked
 
@@ -84,6 +84,7 @@ def generate(
     overrides: Overrides = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no text and, without --json, no summary.")] = False,
+    launcher: LauncherName = None,
     hang_timeout: HangTimeout = HANG_TIMEOUT_S,
     debug: Debug = False,
 ) -> None:
@@ -97,6 +98,7 @@ def generate(
     """
     launched = Launched.from_environment() if context.obj is LAUNCHED else None
     with refusals(launched):
+        check_launcher(launcher, launched)
         loaded = load_topology(topology, overrides or [], None if launched is None else launched.world_size)
         if loaded.workload != "language":
             raise ArgumentError(f"{topology} makes frames; start it with `paceline run`")
@@ -125,8 +127,7 @@ def generate(
     from paceline.launch.language.texts import TextWorkload
 
     workload = TextWorkload(spec, models, show=not quiet and not as_json)
-    summary: Summary | None
-    summary = run_local(workload, hang_timeout, debug) if launched is None else run_launched(workload, launched)
+    summary = launch(workload, launcher, launched, hang_timeout, debug)
     if summary is not None:
         _print(summary, None if quiet or as_json else spec.out, as_json)
         with recorded(launched):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["AsJson", "Debug", "HangTimeout", "Overrides", "TopologyFile", "as_path"]
+__all__ = ["AsJson", "Debug", "HangTimeout", "LauncherName", "Overrides", "TopologyFile", "as_path"]
 
 
 def as_path(text: str | Path) -> Path:
@@ -44,6 +44,12 @@ def _seconds(value: float) -> float:
 _SHORTEST_HANG_S, _LONGEST_HANG_S = 2.0, 86_400.0
 # Workers report five times a second; a busy machine may keep one from it for a second.
 
+LauncherName = Annotated[
+    str | None,
+    typer.Option(
+        "--launcher", metavar="NAME", help="What starts the ranks; others than `processes` come from packages."
+    ),
+]
 HangTimeout = Annotated[
     float,
     typer.Option(

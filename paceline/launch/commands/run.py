@@ -10,18 +10,18 @@ from typing import Annotated
 import typer
 
 from paceline.launch.commands.guard import guarded
-from paceline.launch.commands.options import AsJson, Debug, HangTimeout, Overrides, TopologyFile, as_path
+from paceline.launch.commands.options import AsJson, Debug, HangTimeout, LauncherName, Overrides, TopologyFile, as_path
 from paceline.launch.console import make_console
 from paceline.launch.display import Display
 from paceline.launch.errors import ArgumentError, RunFailedError
-from paceline.launch.files import check_curve
+from paceline.launch.files import check_curve, check_policies
 from paceline.launch.folders import make_writable
 from paceline.launch.frames import Audience, FrameWorkload
 from paceline.launch.journal import check_replay, read_journal
-from paceline.launch.local import run_local
+from paceline.launch.launchers import check_launcher, launch
 from paceline.launch.summary import Summary
 from paceline.launch.supervise import HANG_TIMEOUT_S
-from paceline.launch.torchrun import Launched, recorded, refusals, run_launched
+from paceline.launch.torchrun import Launched, recorded, refusals
 from paceline.launch.weights import check_weights, read_model_file
 from paceline.launch.world_tiers import check_world_tiers
 from paceline.pipeline.liveness import check_liveness
@@ -55,6 +55,7 @@ def run(
     ] = None,
     kv_hash: Annotated[bool, typer.Option("--kv-hash", help="Hash all KV, to compare runs bit for bit.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and, without --json, no summary.")] = False,
+    launcher: LauncherName = None,
     hang_timeout: HangTimeout = HANG_TIMEOUT_S,
     debug: Debug = False,
 ) -> None:
@@ -68,6 +69,7 @@ def run(
     launched = Launched.from_environment() if context.obj is LAUNCHED else None
     first = launched is None or launched.rank == 0
     with refusals(launched):
+        check_launcher(launcher, launched)
         loaded = _check(topology, overrides or [], launched, serial, out, replay, frames, sessions)
         if not serial:
             check_world_tiers(loaded, frames, sessions)
@@ -88,8 +90,7 @@ def run(
             _print(made, spec.out, as_json, quiet)
 
         workload = FrameWorkload(spec, Audience(display, show, display.writing))
-        summary: Summary | None
-        summary = run_local(workload, hang_timeout, debug) if launched is None else run_launched(workload, launched)
+        summary = launch(workload, launcher, launched, hang_timeout, debug)
     if summary is not None:
         with recorded(launched):
             _check_sessions(summary)
@@ -136,6 +137,7 @@ def _check(
     if deadlock is not None:
         raise ArgumentError(f"{file}: {deadlock}")
     check_weights(topology)
+    check_policies(topology)
     if not serial:
         check_curve(topology)
     if launched is not None and serial:

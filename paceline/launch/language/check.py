@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paceline.launch.errors import ArgumentError
-from paceline.launch.files import check_curve
+from paceline.launch.files import check_curve, check_policies
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.stages.lm.folder import ModelFolderError
@@ -15,6 +15,7 @@ def check_generation(spec: GenerateSpec) -> Models:
     """Check the models, the lengths of the prompts, memory tiers, parking and keys. Returns what is known of the models
     now. Raises `ArgumentError`."""
     topology = spec.topology
+    check_policies(topology)
     try:
         models = Models.of(spec)
         tokenizer = models.tokenizer()

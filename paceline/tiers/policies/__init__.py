@@ -1,5 +1,5 @@
 """Policies: which blocks should lie near the compute. One file each, one signature."""
 
-from paceline.tiers.policies.policy import ONLINE, POLICIES, Policy, policy
+from paceline.tiers.policies.policy import ONLINE, ORACLE, POLICIES, Policy, make_policy, policy
 
-__all__ = ["ONLINE", "POLICIES", "Policy", "policy"]
+__all__ = ["ONLINE", "ORACLE", "POLICIES", "Policy", "make_policy", "policy"]

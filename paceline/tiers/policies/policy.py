@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any, Protocol
 
+from paceline.registry import Registry
 from paceline.tiers.facts import Facts, Floats
-from paceline.tiers.policies.attention_mass import AttentionMass
-from paceline.tiers.policies.heavy_hitter import HeavyHitter
-from paceline.tiers.policies.lru import Lru
-from paceline.tiers.policies.oracle import Oracle
-from paceline.tiers.policies.slab import Slab
-from paceline.tiers.policies.window import Window
 
-__all__ = ["ONLINE", "POLICIES", "Policy", "policy"]
+__all__ = ["ONLINE", "ORACLE", "POLICIES", "Policy", "make_policy", "policy"]
 
 
 class Policy(Protocol):
@@ -26,13 +23,26 @@ class Policy(Protocol):
         ...
 
 
-_CLASSES = (Lru, Window, HeavyHitter, AttentionMass, Slab, Oracle)
+ORACLE = "oracle"
+"""The one that needs the future, and so can only score recorded traces."""
 
-POLICIES: tuple[str, ...] = tuple(kind.name for kind in _CLASSES)
-"""The names of all policies."""
+ONLINE: tuple[str, ...] = ("lru", "window", "heavy-hitter", "attention-mass", "slab")
+"""The built-in ones that can serve a live run."""
 
-ONLINE: tuple[str, ...] = tuple(kind.name for kind in _CLASSES if kind is not Oracle)
-"""Those that need no future, and so can serve a live run."""
+_MODULE = "paceline.tiers.policies."
+POLICIES = Registry(
+    "policy",
+    "paceline.tier_policies",
+    {
+        "attention-mass": f"{_MODULE}attention_mass:AttentionMass",
+        "heavy-hitter": f"{_MODULE}heavy_hitter:HeavyHitter",
+        "lru": f"{_MODULE}lru:Lru",
+        "window": f"{_MODULE}window:Window",
+        "slab": f"{_MODULE}slab:Slab",
+        ORACLE: f"{_MODULE}oracle:Oracle",
+    },
+)
+"""All policies; an entry is a class, whose constructor takes the options."""
 
 
 def policy(name: str, **options: Any) -> Policy:
@@ -40,11 +50,17 @@ def policy(name: str, **options: Any) -> Policy:
 
     Raises `ValueError` for a name that is none, and for an option that the policy doesn't have.
     """
-    for kind in _CLASSES:
-        if kind.name == name:
-            try:
-                made: Policy = kind(**options)
-            except TypeError as error:
-                raise ValueError(f"policy {name}: {error}") from error
-            return made
-    raise ValueError(f"there is no policy {name!r}; there are {', '.join(POLICIES)}")
+    return make_policy(name, options)
+
+
+def make_policy(name: str, options: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> Policy:
+    """As `policy`. `known` are options that follow from the model, given to the policies that take them where the user
+    names no other value."""
+    kind = POLICIES.load(name)
+    takes = inspect.signature(kind).parameters
+    given = {key: value for key, value in (known or {}).items() if key in takes} | dict(options)
+    try:
+        made: Policy = kind(**given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"policy {name}: {error}") from error
+    return made

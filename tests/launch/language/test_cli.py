@@ -237,7 +237,7 @@ def test_a_run_of_which_nothing_came_has_failed(
         sessions = [{"finish_reason": reason} for reason in reasons]
         return {"sessions": sessions, "warnings": ["session 0 failed: no room"] if "failed" in reasons else []}
 
-    monkeypatch.setattr("paceline.launch.commands.generate.run_local", ended)
+    monkeypatch.setattr("paceline.launch.commands.generate.launch", ended)
     found, output, errors = invoke("generate", TWO, *models, "--prompt", "x", "--prompt", "y", "--json")
     assert found == code
     assert [session["finish_reason"] for session in json.loads(output)["sessions"]] == list(reasons)

@@ -22,8 +22,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("something was started")
 
-    for name in ("run_local", "run_launched"):
-        monkeypatch.setattr(f"paceline.launch.commands.generate.{name}", started)
+    monkeypatch.setattr("paceline.launch.commands.generate.launch", started)
 
 
 def target(folder: Path, kind: str, **changes: Any) -> list[str]:

@@ -118,9 +118,9 @@ def test_the_oracle_ranks_by_the_future_it_was_given() -> None:
 
 
 def test_names() -> None:
-    assert set(POLICIES) == {*ONLINE, "oracle"} and "oracle" not in ONLINE
+    assert set(POLICIES.names()) == {*ONLINE, "oracle"} and "oracle" not in ONLINE
     assert [policy(name).name for name in ONLINE] == list(ONLINE)
-    with pytest.raises(ValueError, match=r"no policy 'mru'; there are lru, window"):
+    with pytest.raises(ValueError, match=r"no policy 'mru'; there are attention-mass, heavy-hitter, lru, window"):
         policy("mru")
     with pytest.raises(ValueError, match=r"policy lru: .*depth"):
         policy("lru", depth=3)

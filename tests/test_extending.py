@@ -1,0 +1,103 @@
+"""docs/extending.md is right: its package is installed as it stands there, and no file of Paceline changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness import ROOT
+
+DOC = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+PACELINE = [str(Path(sys.executable).parent / "paceline")]
+FRAMES = 12
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH that looks to Python as an environment's does once the package is installed."""
+    site = tmp_path_factory.mktemp("site")
+    for code in re.findall(r"```(?:python|toml)\n(.*?)```", DOC, re.DOTALL):
+        name = code.splitlines()[0].removeprefix("# ")
+        path = site / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(code)
+    project = tomllib.loads((site / "pyproject.toml").read_text())["project"]
+    info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    lines = []
+    for group, entries in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in entries.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    return site
+
+
+def paceline(site: Path | None, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = {} if site is None else {"PYTHONPATH": str(site)}
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | path
+    return subprocess.run([*PACELINE, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+
+
+def summary(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def outputs(found: dict[str, Any]) -> list[str]:
+    return [session["outputs_sha256"] for session in found["sessions"]]
+
+
+def test_a_policy_and_a_launcher_from_a_package(installed: Path, tmp_path: Path) -> None:
+    run = ["run", "topologies/world-2-tiers.yaml", "--frames", str(FRAMES), "--json", "--quiet"]
+    run += [f"--set=tiers.{group}.nvme.path={tmp_path}" for group in ("early", "late")]
+    policy = ["--set=tiers.late.policy=newest", "--set=tiers.late.options.sinks=false"]
+    usual = summary(paceline(None, *run))
+    added = summary(paceline(installed, *run, *policy))
+    inline = summary(paceline(installed, *run, "--launcher", "inline"))
+    assert outputs(added) == outputs(inline) == outputs(usual)
+    assert added["tiers"]["late"]["lookups"] == usual["tiers"]["late"]["lookups"] > 0
+    # One process did everything.
+    assert len(inline["ranks"]) == 1 < len(usual["ranks"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "tiers.late.policy=newest", "--set", "tiers.late.options.depth=1"], "policy newest: "),
+        (["--set", "tiers.late.policy=newst"], "slab or newest"),
+        (["--launcher", "inlin"], "there is no launcher 'inlin'; there are processes, inline"),
+    ],
+)
+def test_what_a_package_does_not_have(installed: Path, arguments: list[str], message: str) -> None:
+    done = paceline(installed, "run", "topologies/world-2-tiers.yaml", "--frames", "2", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_policy_of_a_package_is_scored_on_a_trace(installed: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "world.trace"
+    record = ["trace", "record", "topologies/world-1.yaml", "--frames", "12", "--out", str(trace)]
+    assert paceline(None, *record).returncode == 0
+    scored = paceline(installed, "trace", "replay", str(trace), "--policy", "newest", "--json")
+    assert scored.returncode == 0, scored.stderr
+    assert json.loads(scored.stdout)["policy"] == "newest"
+
+
+def test_packages_that_can_not_be_imported_are_named(installed: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken-1.dist-info"
+    broken.mkdir()
+    (broken / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (broken / "entry_points.txt").write_text("[paceline.launchers]\nbroken = no_such_module:start\n")
+    done = paceline(tmp_path, "run", "topologies/world-1.yaml", "--frames", "2", "--launcher", "broken")
+    assert done.returncode == 2
+    assert "launcher 'broken': no_such_module:start can't be imported: No module named 'no_such_module'" in done.stderr
