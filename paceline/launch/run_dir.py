@@ -64,6 +64,12 @@ class RunDirPaths:
         """The process id of a worker."""
         return self.path / f"rank-{rank}.pid"
 
+    def note_pid(self, rank: int, pid: int) -> None:
+        """Write the process id of a worker, whole or not at all: others may look at any time."""
+        draft = self.pid(rank).with_suffix(".tmp")
+        draft.write_text(str(pid))
+        draft.replace(self.pid(rank))
+
     def failure(self, rank: int) -> Path:
         """Why a worker failed."""
         return self.path / f"failure-{rank}.json"

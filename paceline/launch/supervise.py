@@ -68,7 +68,7 @@ class Supervisor:
             for command in self._commands:
                 worker = Worker(command, self._run_dir.log(command.rank))
                 self._workers.append(worker)
-                self._run_dir.pid(command.rank).write_text(str(worker.pid))
+                self._run_dir.note_pid(command.rank, worker.pid)
             self._see_through(board)
         finally:
             asked = self._interrupts.count

@@ -1,4 +1,4 @@
-"""Memory for blocks: rows of keys and values, and the free ones among them."""
+"""Memory for blocks: rows of keys and values."""
 
 from __future__ import annotations
 
@@ -9,50 +9,7 @@ from torch import Tensor
 
 from paceline.tiers.layout import Layout
 
-__all__ = ["Arena", "FreeSlots"]
-
-
-class FreeSlots:
-    """Which of a tier's slots are free. Lower ones are given first: neighbours in time are neighbours in memory."""
-
-    __slots__ = ("_bad", "_free", "count")
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._free = list(range(count - 1, -1, -1))
-        self._bad = 0
-
-    def __len__(self) -> int:
-        return len(self._free)
-
-    def take(self) -> int:
-        """A free slot. Raises `LookupError` where there is none."""
-        if not self._free:
-            raise LookupError(f"all {self.count} slots are taken")
-        return self._free.pop()
-
-    def give(self, slot: int) -> None:
-        """Free a slot."""
-        self._free.append(slot)
-
-    def retire(self, slots: int = 1) -> None:
-        """Note that taken slots will not come back."""
-        self._bad += slots
-
-    def drop(self) -> None:
-        """Take all free slots away for good."""
-        self._bad += len(self._free)
-        self._free.clear()
-
-    def grow(self, slots: int) -> None:
-        """Add slots behind the present ones."""
-        self._free[:0] = range(self.count + slots - 1, self.count - 1, -1)
-        self.count += slots
-
-    @property
-    def taken(self) -> int:
-        """Slots that hold a block or are the target of a move."""
-        return self.count - len(self._free) - self._bad
+__all__ = ["Arena"]
 
 
 class Arena:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paceline.tiers.arena import FreeSlots
 from paceline.tiers.errors import TierFull
+from paceline.tiers.free_slots import Free, FreeRuns, FreeSlots
 from paceline.tiers.layout import Layout, Slots
 from paceline.tiers.memory import Memory
 from paceline.tiers.nvme import Failure, Store
@@ -61,7 +61,8 @@ class Storage:
         )
         self.pool = BlockPool()
         self.store = store
-        self.free = (FreeSlots(slots.hbm), FreeSlots(slots.dram), FreeSlots(slots.nvme))
+        self._dram_slots = FreeSlots(slots.dram)
+        self.free: tuple[Free, Free, Free] = (FreeSlots(slots.hbm), self._dram_slots, FreeRuns(slots.nvme))
         self.moved_bytes = 0
         self.failures: dict[str, int] = {}
         """Failed reads and writes by kind."""
@@ -73,7 +74,7 @@ class Storage:
 
     def add(self, tier: Tier, session: int, layer: int, start: int, place: int, sink: bool) -> int:
         """A new block of zeros in hbm or dram. Raises `LookupError` where that tier has no free slot."""
-        slot = self.free[tier].take()
+        (slot,) = self.free[tier].take()
         self.memory.clear(tier, slot)
         return self.pool.add(session, layer, start, place, sink, int(tier), slot, self.memory.row(tier, slot))
 
@@ -95,7 +96,7 @@ class Storage:
 
     def grow_dram(self, slots: int) -> None:
         """Add slots to dram beyond its budget. Nothing may be moving."""
-        self.free[Tier.dram].grow(slots)
+        self._dram_slots.grow(slots)
         self.memory.grow_dram(slots)
 
     # -- moves ---------------------------------------------------------------------------------------------------------
@@ -107,7 +108,12 @@ class Storage:
         if not blocks:
             return None
         numbers = np.asarray(blocks, dtype=np.int64)
-        slots = np.asarray([free.take() for _ in blocks], dtype=np.int64)
+        if target is Tier.nvme:
+            # As they will be read: a whole frame, or neighbours in a text, layer by layer.
+            numbers = numbers[
+                np.lexsort((pool.place[numbers], pool.layer[numbers], pool.start[numbers], pool.session[numbers]))
+            ]
+        slots = np.asarray(free.take(len(numbers)), dtype=np.int64)
         if self.leaving is not None and pool.tier[numbers[0]] == Tier.hbm:
             self.leaving(numbers)
         pool.moving[numbers] = True

@@ -231,7 +231,7 @@ def test_a_lost_block_is_named_and_its_slot_never_used_again(tmp_path: Path) -> 
         others = [block for block in blocks if block != lost]
         assert all(holds(manager, block, blocks.index(block)) for block in others)
         manager.release([lost])
-        assert slot not in manager.storage.free[Tier.nvme]._free
+        assert slot not in manager.storage.free[Tier.nvme]
         # One block fewer finds room than before.
         filled(manager, range(20, 22))
         with pytest.raises(TierFull):

@@ -94,7 +94,7 @@ def check_tables(manager: TierManager) -> None:
         slots = pool.slot[blocks[pool.tier[blocks] == tier]].tolist()
         free = manager.storage.free[tier]
         assert len(set(slots)) == len(slots)
-        assert sorted([*slots, *free._free]) == list(range(free.count))
+        assert sorted([*slots, *(slot for slot in range(free.count) if slot in free)]) == list(range(free.count))
     assert not pool.moving[blocks].any()
     statistics = manager.statistics()
     assert sum(statistics["hits"].values()) == statistics["lookups"]  # type: ignore[attr-defined]

@@ -1,0 +1,141 @@
+"""Which slots of a tier are free, and which of them are given next."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+__all__ = ["Free", "FreeRuns", "FreeSlots"]
+
+
+class Free(Protocol):
+    """The free slots of a tier."""
+
+    count: int
+    """All slots, taken or not"""
+
+    def __len__(self) -> int: ...
+
+    def __contains__(self, slot: int) -> bool: ...
+
+    def take(self, slots: int = 1) -> list[int]:
+        """So many free slots. Raises `LookupError` where there are fewer."""
+
+    def give(self, slot: int) -> None:
+        """Free a slot."""
+
+    def retire(self, slots: int = 1) -> None:
+        """Note that taken slots will not come back."""
+
+    @property
+    def taken(self) -> int:
+        """Slots that hold a block or are the target of a move."""
+
+
+class FreeSlots(Free):
+    """Free slots of an arena. The one that was freed last is given first: its memory is likely to be in a cache, and
+    pages that were never used are taken late."""
+
+    __slots__ = ("_bad", "_free", "count")
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._free = list(range(count - 1, -1, -1))
+        self._bad = 0
+
+    def __len__(self) -> int:
+        return len(self._free)
+
+    def __contains__(self, slot: int) -> bool:
+        return slot in self._free
+
+    def take(self, slots: int = 1) -> list[int]:
+        """So many free slots. Raises `LookupError` where there are fewer."""
+        if slots > len(self._free):
+            raise LookupError(f"{len(self._free)} of {self.count} slots are free, and {slots} are asked for")
+        return [self._free.pop() for _ in range(slots)]
+
+    def give(self, slot: int) -> None:
+        """Free a slot."""
+        self._free.append(slot)
+
+    def retire(self, slots: int = 1) -> None:
+        """Note that taken slots will not come back."""
+        self._bad += slots
+
+    def grow(self, slots: int) -> None:
+        """Add slots behind the present ones."""
+        self._free[:0] = range(self.count + slots - 1, self.count - 1, -1)
+        self.count += slots
+
+    @property
+    def taken(self) -> int:
+        """Slots that hold a block or are the target of a move."""
+        return self.count - len(self._free) - self._bad
+
+
+class FreeRuns(Free):
+    """Free slots of a file. Those that are taken together are neighbours as far as there are runs of free ones, so that
+    one call writes them, and one reads them back.
+
+    Runs are looked for from where the last one was found on (next fit): what was written one after another lies one
+    behind another.
+    """
+
+    __slots__ = ("_bad", "_free", "_left", "_next", "count")
+
+    _LOOK = 1 << 16
+    """Slots that are searched for a run before a shorter one will do"""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._free = bytearray(b"\1") * count
+        self._left = count
+        self._next = 0
+        self._bad = 0
+
+    def __len__(self) -> int:
+        return self._left
+
+    def __contains__(self, slot: int) -> bool:
+        return bool(self._free[slot])
+
+    def take(self, slots: int = 1) -> list[int]:
+        """So many free slots, in runs. Raises `LookupError` where there are fewer."""
+        if slots > self._left:
+            raise LookupError(f"{self._left} of {self.count} slots are free, and {slots} are asked for")
+        taken: list[int] = []
+        size = slots
+        while len(taken) < slots:
+            size = min(size, slots - len(taken))
+            first = self._run(size)
+            if first < 0:
+                size //= 2
+                continue
+            self._free[first : first + size] = bytes(size)
+            self._next = first + size
+            taken += range(first, first + size)
+        self._left -= slots
+        return taken
+
+    def give(self, slot: int) -> None:
+        """Free a slot."""
+        self._free[slot] = 1
+        self._left += 1
+
+    def retire(self, slots: int = 1) -> None:
+        """Note that taken slots will not come back."""
+        self._bad += slots
+
+    @property
+    def taken(self) -> int:
+        """Slots that hold a block or are the target of a move."""
+        return self.count - self._left - self._bad
+
+    def _run(self, size: int) -> int:
+        """The first of so many free neighbours; -1 where none were found."""
+        run = b"\1" * size
+        if size == 1:
+            first = self._free.find(run, self._next)
+            return first if first >= 0 else self._free.find(run)
+        first = self._free.find(run, self._next, self._next + self._LOOK)
+        return first if first >= 0 else self._free.find(run, 0, self._LOOK)
