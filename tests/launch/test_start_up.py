@@ -116,3 +116,23 @@ def test_threads_are_set_before_torch_is_loaded(module: str, arguments: list[str
     )  # fmt: skip
     threads = {"cli": "1", "__main__": "2" if len(launched) and launched["WORLD_SIZE"] == "1" else "1"}[module]
     assert done.stdout.splitlines()[:1] == [f"torch {threads} passive"], done.stderr
+
+
+@pytest.mark.parametrize("modules", [1, 40, 400])
+def test_ctrl_c_while_modules_are_imported(modules: int) -> None:
+    """Whenever it comes: after so many imports of the command."""
+    code = f"""
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Count:
+    left = {modules}
+    def find_spec(self, *_):
+        Count.left -= 1
+        if not Count.left:
+            os.kill(os.getpid(), signal.SIGINT)
+from paceline.launch.entry import main
+sys.meta_path.insert(0, Count())
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code, "run", WORLD], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "paceline: interrupted\n")

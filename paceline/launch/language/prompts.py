@@ -6,6 +6,7 @@ a line that begins with `"` a JSON string, any other line is text as it stands. 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from paceline.launch.errors import ArgumentError
 __all__ = ["Prompt", "check_text", "read_prompts"]
 
 _STDIN = Path("-")
+_MOST_BYTES = 64 << 20
+"""Of a file of prompts: more than any run takes, and less than fills the memory"""
 
 _Most = Annotated[int, msgspec.Meta(ge=1, le=(1 << 31) - 1)]
 
@@ -39,6 +42,16 @@ class Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def stops(self) -> tuple[str, ...] | None:
         """The stop strings; None where the command's hold."""
         return (self.stop,) if isinstance(self.stop, str) else None if self.stop is None else tuple(self.stop)
+
+
+class _NamedTwice(Exception):
+    """A key that an object has twice."""
+
+
+def _named_once(pairs: Sequence[tuple[str, object]]) -> None:
+    for place, (key, _) in enumerate(pairs):
+        if any(key == other for other, _ in pairs[:place]):
+            raise _NamedTwice(repr(key))
 
 
 def read_prompts(given: Sequence[str], file: Path | None, resumed: int = 0) -> tuple[Prompt, ...]:
@@ -75,10 +88,16 @@ def check_text(where: str, text: str) -> None:
 def _of_file(file: Path) -> Iterator[Prompt]:
     name = "--prompts -" if file == _STDIN else f"--prompts {file}"
     try:
-        data = sys.stdin.buffer.read() if file == _STDIN else file.read_bytes()
+        if file == _STDIN:
+            data = sys.stdin.buffer.read(_MOST_BYTES + 1)
+        else:
+            with file.open("rb") as opened:
+                data = opened.read(_MOST_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ArgumentError(f"{name}: can't be read: {reason}; name a text file, or - for standard input") from error
+    if len(data) > _MOST_BYTES:
+        raise ArgumentError(f"{name}: holds more than {_MOST_BYTES >> 20} MiB; split it, and start a run for each part")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -98,11 +117,14 @@ def _of_line(where: str, line: str) -> Prompt:
     if line.lstrip().startswith(("{", '"')):
         try:
             found = msgspec.json.decode(line, type=Prompt | str)
+            json.loads(line, object_pairs_hook=_named_once)  # msgspec takes the last of two
         except msgspec.MsgspecError as error:
             raise ArgumentError(
                 f'{where}: {error}; a line that begins with {{ or " is JSON, so write text that begins '
                 'with one of them as a JSON string, "..."'
             ) from error
+        except _NamedTwice as error:
+            raise ArgumentError(f"{where}: has {error} twice; remove one") from error
         except RecursionError as error:
             raise ArgumentError(f"{where}: is nested too deeply; write the options of a prompt flat") from error
     else:

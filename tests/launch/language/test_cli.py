@@ -152,6 +152,7 @@ def test_standard_input_holds_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ok\n".encode("utf-16"), "line 1 holds byte 0xff, which is not UTF-8; save the file as UTF-8"),
         (b"ok\na\0b\n", "line 2: character 1 is NUL; remove it"),
         (b" \n\n", "there is no prompt"),
+        (b'{"prompt": "x", "seed": 1, "seed": 2}\n', "line 1: has 'seed' twice; remove one"),
     ],
 )
 @pytest.mark.parametrize("stdin", [False, True])
@@ -164,6 +165,11 @@ def test_prompts_that_are_no_text_are_refused(
         monkeypatch.setattr("sys.stdin", stream)
         with pytest.raises(ArgumentError, match=message):
             read_prompts([], Path("-") if stdin else file)
+
+
+def test_a_file_without_an_end_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="--prompts /dev/zero: holds more than 64 MiB; split it"):
+        read_prompts([], Path("/dev/zero"))
 
 
 @pytest.mark.parametrize("option", ["--prompt", "--stop"])
