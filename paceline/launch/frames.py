@@ -89,13 +89,13 @@ class FrameWorkload:
 
     def import_worker(self) -> None:
         import paceline.runtime.serial
-        import paceline.runtime.worker  # noqa: F401
+        import paceline.runtime.run  # noqa: F401
 
     def work(
         self, rank: int, world_size: int, run_dir: RunDirPaths, progress: Callable[[int], None]
     ) -> RunResult | None:
         # Imported here, as below: torch takes a second, and errors and signals must not wait for it.
-        from paceline.runtime.worker import run_rank
+        from paceline.runtime.run import run_rank
 
         return run_rank(self.spec, rank, world_size, run_dir.path, progress, self._decisions())
 

@@ -121,6 +121,10 @@ class Endpoint:
     ) -> None:
         self.close(error)
 
+    def expendable(self, rank: int) -> bool:
+        """Whether the run can do without a rank."""
+        return rank in self._expendable
+
     # -- items ---------------------------------------------------------------------------------------------------------
 
     def can_send(self, edge: int, target_rank: int, session: int, items: int, nbytes: int) -> bool:

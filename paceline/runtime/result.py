@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 
+from paceline.stages.lm.tier_history import TierHistory
+
 __all__ = [
     "EVENTS_FILE",
     "EVENTS_KEPT",
@@ -113,7 +115,7 @@ class SessionResult(msgspec.Struct, frozen=True):
 
 
 class RankReport(msgspec.Struct, frozen=True):
-    """What each rank tells the coordinator when it is done."""
+    """What each rank tells the leader when it is done."""
 
     rank: int
     group: str
@@ -143,6 +145,20 @@ class RankReport(msgspec.Struct, frozen=True):
     """Output files that could not be written to their end, with the reason."""
     events: list[Event] = []
     """Read back from its file."""
+    role: str = ""
+    """Of a rank of a language workload: drafter or verifier; serial for the reference."""
+    passes: int = 0
+    """Forwards of a language model."""
+    tokens: int = 0
+    """Tokens forwarded, over all passes."""
+    pass_ms: float = 0.0
+    """Median of a forward."""
+    counters: dict[str, Any] = {}
+    """What became of drafts (`Counters`)."""
+    history: TierHistory | None = None
+    """Where the blocks of a language model lay over time."""
+    failures: list[str] = []
+    """What went wrong with single language sessions here, and why."""
 
 
 class RunResult(msgspec.Struct, frozen=True):

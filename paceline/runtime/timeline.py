@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from paceline.pipeline.program import Unit, UnitKind
 from paceline.runtime.result import EVENTS_FILE, EVENTS_KEPT, Event
 from paceline.runtime.spool import Spool
 
-__all__ = ["PASSES_KEPT", "PassTimes", "Timeline"]
+__all__ = ["PASSES_KEPT", "PassTimes", "Span", "Timeline"]
 
 PASSES_KEPT = 4096
 """Passes of each stage whose times are kept for their median, the newest."""
 
 _SHORT_S = 50e-6
 """Waits below this are no event of their own."""
-_UNTIMED = ("prefill", "drain", "emit", "show", "wait", "receive")
+_RECEIVE = "receive"
+_UNTIMED = ("prefill", "drain", "emit", "show", "wait", _RECEIVE)
 _FLUSH_EVERY = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What was computed for one session: rows are pairs of frame (or first position of a forward) and step, -1 where
+    there is no step."""
+
+    stage: str
+    session: int
+    kind: str
+    rows: tuple[tuple[int, int], ...]
+    layer: int = 0
 
 
 class PassTimes:
@@ -58,19 +71,16 @@ class Timeline:
     def __init__(self, rank: int, folder: Path | None) -> None:
         """Raises `OSError` where the file can't be made."""
         self.busy_s = self.wait_s = 0.0
-        self.units = 0
         self.passes = PassTimes()
         self._rank = rank
         self._spool = None if folder is None else Spool(folder / EVENTS_FILE.format(rank), EVENTS_KEPT, _FLUSH_EVERY)
 
-    def ran(self, units: Sequence[Unit], start_s: float, end_s: float) -> None:
-        """Units were computed together."""
+    def ran(self, spans: Sequence[Span], start_s: float, end_s: float) -> None:
+        """Spans were computed together."""
         self.busy_s += end_s - start_s
-        self.units += len(units)
-        for unit in units:
-            rows = [(row.frame, row.step) for row in unit.rows] or [(unit.frame, -1)]
-            if unit.kind is not UnitKind.receive:
-                self.note(unit.stage, unit.session, unit.kind.value, rows, unit.layers[0], start_s, end_s)
+        for span in spans:
+            if span.kind != _RECEIVE:
+                self.note(span.stage, span.session, span.kind, span.rows, span.layer, start_s, end_s)
 
     def waited(self, start_s: float, end_s: float) -> None:
         """Nothing was ready."""

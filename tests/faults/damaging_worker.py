@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import paceline.runtime.worker
+import paceline.runtime.run
 from paceline.launch.worker_main import main
 from paceline.stages.frame_tiers import frame_tier_manager
 from paceline.tiers.manager import TierManager
@@ -23,5 +23,5 @@ def damaged(*args: Any) -> TierManager:
 
 
 if __name__ == "__main__":
-    setattr(paceline.runtime.worker, "frame_tier_manager", damaged)  # noqa: B010 (mypy forbids to assign to a function)
+    setattr(paceline.runtime.run, "frame_tier_manager", damaged)  # noqa: B010 (mypy forbids to assign to a function)
     main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-import paceline.runtime.worker
+import paceline.runtime.run
 from paceline.launch.worker_main import main
 from paceline.pipeline.program import Unit
 from paceline.stages.item import Item
@@ -25,5 +25,5 @@ class FailingStage(SleepStage):
 
 
 if __name__ == "__main__":
-    setattr(paceline.runtime.worker, "SleepStage", FailingStage)  # noqa: B010 (mypy forbids to assign to a class)
+    setattr(paceline.runtime.run, "SleepStage", FailingStage)  # noqa: B010 (mypy forbids to assign to a class)
     main()

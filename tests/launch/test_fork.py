@@ -138,7 +138,7 @@ def test_a_run_with_closed_standard_streams(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "slow"),
     [
-        (["run", "topologies/world-2.yaml"], "paceline.runtime.worker"),
+        (["run", "topologies/world-2.yaml"], "paceline.runtime.run"),
         (["generate", "topologies/speculate-2.yaml", "--prompt", "a"], "paceline.runtime.language.run"),
     ],
 )

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from paceline.pipeline.program import Row, Unit, UnitKind
 from paceline.runtime.jitter import delay_share
+from paceline.runtime.program_actor import unit_key
 
 
 def test_every_unit_has_a_delay_of_its_own() -> None:
@@ -18,15 +19,17 @@ def test_every_unit_has_a_delay_of_its_own() -> None:
         replace(base, rows=(Row(3, 1),)),
         replace(base, layers=(2, 4)),
     ]
-    shares = [delay_share(7, unit, side) for unit in (base, *others) for side in (0, 1)]
+    shares = [delay_share(7, unit_key(unit), side) for unit in (base, *others) for side in (0, 1)]
     assert len(set(shares)) == len(shares)
     assert all(0 <= share < 1 for share in shares)
-    assert delay_share(7, replace(base), 0) == shares[0] != delay_share(8, base, 0)
+    assert delay_share(7, unit_key(replace(base)), 0) == shares[0] != delay_share(8, unit_key(base), 0)
 
 
 def test_delays_are_spread_evenly() -> None:
     shares = [
-        delay_share(0, Unit("s", session, UnitKind.emit, 0, frame), 0) for session in range(4) for frame in range(250)
+        delay_share(0, unit_key(Unit("s", session, UnitKind.emit, 0, frame)), 0)
+        for session in range(4)
+        for frame in range(250)
     ]
     # The mean of 1,000 draws of a uniform distribution is within 5 standard deviations of a half.
     assert abs(sum(shares) / len(shares) - 0.5) < 5 * (1 / 12 / len(shares)) ** 0.5

@@ -4,49 +4,35 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from functools import partial
 
 import pytest
-import torch
 
-from paceline.pipeline.dispatch import Stream
 from paceline.pipeline.load import load_topology
-from paceline.pipeline.program import Give, Program, Unit, UnitKind
 from paceline.pipeline.topology import Topology
-from paceline.runtime.lane import DEPTH, Job, Lane
+from paceline.runtime.actor import Promise, Work
+from paceline.runtime.lane import DEPTH, Lane
 from paceline.runtime.lanes import Lanes
-from paceline.stages.item import Item, Key
 
 SLEEP_4 = "topologies/sleep-4.yaml"
 
 
 class Counting:
-    """A stage that gives its frame's number, holds at `gate`, and fails at frame 13."""
+    """Gives its frame's number, holds at `gate`, and fails at frame 13."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.threads: set[int] = set()
 
-    def open(self, session: int, program: Program) -> None:
-        """Nothing to keep."""
+    def work(self, frame: int, stage: str = "step0", nbytes: int = 100) -> Work:
+        return Work(stage, partial(self.run, frame), promises=(Promise(0, 0, nbytes),), context=frame)
 
-    def close(self, session: int) -> None:
-        """Nothing to free."""
-
-    def warm(self) -> None:
-        """Nothing to warm."""
-
-    def run(self, units: Sequence[Unit], taken: Sequence[Sequence[Item]]) -> list[list[Item]]:
+    def run(self, frame: int) -> int:
         self.gate.wait()
         self.threads.add(threading.get_ident())
-        if units[0].frame == 13:
+        if frame == 13:
             raise ArithmeticError("thirteen")
-        return [[Item(Key(0, unit.session, unit.frame), (torch.tensor(unit.frame),))] for unit in units]
-
-
-def job(frame: int, kind: UnitKind = UnitKind.sleep, stage: str = "step0", nbytes: int = 100) -> Job:
-    unit = Unit(stage, 0, kind, frame, frame, gives=(Give(0, frame, 0, nbytes),))
-    return Job((Stream(None, iter(()), unit),), (unit,), ((),))  # type: ignore[arg-type]
+        return frame
 
 
 def until(lane: Lane, count: int) -> None:
@@ -58,12 +44,12 @@ def until(lane: Lane, count: int) -> None:
 
 def test_jobs_are_computed_in_order_on_another_thread_and_two_at_most_are_under_way() -> None:
     stage, told = Counting(), threading.Event()
-    lane = Lane("test", {"step0": stage}, "cpu", lambda unit, side: None, told.set)
+    lane = Lane("test", None, lambda work, side: None, told.set)
     stage.gate.set()
     seen = []
     for frame in range(6):
         assert not lane.full
-        lane.submit(job(frame))
+        lane.submit(stage.work(frame))
         if frame % 2:
             assert lane.full
             until(lane, DEPTH)
@@ -71,7 +57,7 @@ def test_jobs_are_computed_in_order_on_another_thread_and_two_at_most_are_under_
                 finished = lane.collect()
                 assert finished is not None and finished.error is None
                 assert finished.end_s >= finished.start_s
-                seen.append(int(finished.given[0][0].tensors[0]))
+                seen.append(finished.output)
             assert lane.idle and lane.collect() is None
     assert seen == list(range(6))
     assert told.is_set()
@@ -82,12 +68,12 @@ def test_jobs_are_computed_in_order_on_another_thread_and_two_at_most_are_under_
 def test_an_error_is_handed_over_and_the_lane_goes_on() -> None:
     stage = Counting()
     stage.gate.set()
-    lane = Lane("test", {"step0": stage}, "cpu", lambda unit, side: None, lambda: None)
-    lane.submit(job(13))
-    lane.submit(job(14))
+    lane = Lane("test", None, lambda work, side: None, lambda: None)
+    lane.submit(stage.work(13))
+    lane.submit(stage.work(14))
     until(lane, 2)
     first, second = lane.collect(), lane.collect()
-    assert first is not None and isinstance(first.error, ArithmeticError) and not first.given
+    assert first is not None and isinstance(first.error, ArithmeticError) and first.output is None
     assert second is not None and second.error is None
     lane.close()
 
@@ -99,31 +85,22 @@ def topology() -> Topology:
 
 def test_credit_is_spoken_for_until_a_job_is_collected(topology: Topology) -> None:
     stage = Counting()
-    lanes = Lanes(topology, {"step0": stage, "step1": stage}, "cpu", lambda unit, side: None, lambda: None)
+    lanes = Lanes(topology, ["step0", "step1"], "cpu", lambda work, side: None, lambda: None)
     lane = lanes.of("step0")
     assert lane is not None and lane is lanes.of("step1"), "a rank computes one thing at a time"
-    assert lanes.submit(lane, job(0)) and lanes.submit(lane, job(1, nbytes=50))
+    lanes.submit(lane, stage.work(0))
+    lanes.submit(lane, stage.work(1, nbytes=50))
     assert lanes.promised(0, 0) == (2, 150) and lanes.promised(0, 1) == (0, 0)
     stage.gate.set()
     until(lane, 2)
     assert lanes.promised(0, 0) == (2, 150)
-    assert [done.job.units[0].frame for done in lanes.collect()] == [0, 1]
+    assert [done.work.context for done in lanes.collect()] == [0, 1]
     assert lanes.promised(0, 0) == (0, 0) and lanes.idle
-    lanes.close()
-
-
-def test_units_that_take_in_decisions_are_not_run_ahead(topology: Topology) -> None:
-    stage = Counting()
-    stage.gate.set()
-    lanes = Lanes(topology, {"step0": stage}, "cpu", lambda unit, side: None, lambda: None)
-    lane = lanes.of("step0")
-    assert lane is not None
-    assert not lanes.submit(lane, job(0, UnitKind.receive))
     lanes.close()
 
 
 def test_what_computes_on_the_cpu_stays_on_the_worker_s_thread() -> None:
     world = load_topology("topologies/world-2.yaml")
-    stages = {"source": Counting(), "step0": Counting(), "step1": Counting()}
-    cpu = Lanes(world, stages, "cpu", lambda unit, side: None, lambda: None)
+    stages = ["source", "step0", "step1"]
+    cpu = Lanes(world, stages, "cpu", lambda work, side: None, lambda: None)
     assert [cpu.of(name) for name in stages] == [None, None, None]

@@ -10,9 +10,9 @@ import pytest
 
 from paceline.runtime.report_exchange import ReportExchange
 from paceline.runtime.result import EVENTS_KEPT, Event, FrameTime, RankReport
+from paceline.runtime.run import run_rank
 from paceline.runtime.spec import RunSpec
 from paceline.runtime.spool import Spool, read_spool
-from paceline.runtime.worker import run_rank
 from tests.runtime.pairs import connected, topology
 
 LIMIT = 8192

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.pipeline.program import Row, Unit, UnitKind
+from paceline.runtime.program_actor import spans_of
 from paceline.runtime.result import Event
 from paceline.runtime.spool import read_spool
 from paceline.runtime.timeline import PASSES_KEPT, PassTimes, Timeline
@@ -62,7 +63,7 @@ def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
     sizes = []
     for frame in range(3 * PASSES_KEPT):
         for layer in range(2):
-            timeline.ran([unit(frame, layer)], frame + layer / 4, frame + layer / 4 + 0.1)
+            timeline.ran(spans_of([unit(frame, layer)]), frame + layer / 4, frame + layer / 4 + 0.1)
         timeline.waited(frame + 0.6, frame + 0.9)
         if frame % PASSES_KEPT == PASSES_KEPT - 1:
             sizes.append(size_of(timeline))
@@ -76,9 +77,9 @@ def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
 
 def test_without_a_folder_no_file_is_made(tmp_path: Path) -> None:
     timeline = Timeline(0, None)
-    timeline.ran([unit(0, 0)], 0.0, 0.25)
+    timeline.ran(spans_of([unit(0, 0)]), 0.0, 0.25)
     timeline.waited(0.25, 0.5)
     timeline.close()
-    assert (timeline.busy_s, timeline.wait_s, timeline.units) == (0.25, 0.25, 1)
+    assert (timeline.busy_s, timeline.wait_s) == (0.25, 0.25)
     assert timeline.passes.medians_ms() == {"step0": 250.0}
     assert list(tmp_path.iterdir()) == []

@@ -25,11 +25,17 @@ import msgspec
 
 from paceline.launch.machine import describe_machine
 from paceline.pipeline.speculation.counters import Counters
-from paceline.runtime.language.result import LanguageReport, LanguageResult
+from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.report import merge_tiers
+from paceline.runtime.result import RankReport
 
 __all__ = ["summarize_language"]
+
+_RANK_FIELDS = (
+    "rank", "group", "role", "device", "threads", "busy_s", "wait_s", "wall_s", "passes", "tokens", "pass_ms",
+    "counters", "peak_rss_bytes", "tiers", "failures",
+)  # fmt: skip
 
 
 def summarize_language(spec: GenerateSpec, result: LanguageResult) -> dict[str, Any]:
@@ -81,10 +87,9 @@ def _tiers(result: LanguageResult) -> dict[str, Any]:
     return {group: merge_tiers(parts) for group, parts in by_group.items()}
 
 
-def _rank(report: LanguageReport) -> dict[str, Any]:
+def _rank(report: RankReport) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(report)
-    del fields["history"]
-    return _rounded(fields)
+    return _rounded({name: fields[name] for name in _RANK_FIELDS})
 
 
 def _speed(value: float | None) -> float | None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.launch.outputs.style import DPI, INK, PAPER, QUIET, RC
-from paceline.stages.lm.tier_watch import TierHistory
+from paceline.stages.lm.tier_history import TierHistory
 
 __all__ = ["TIER_COLOURS", "tier_image", "write_tier_map"]
 

@@ -1,22 +1,25 @@
-"""The drafter's worker: drafts for all sessions whatever is most useful, and never waits for a verdict."""
+"""The drafter: drafts for all sessions whatever is most useful, and never waits for a verdict."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 
 from paceline.pipeline.speculation.drafter import Branch, DrafterCore, Rollback
 from paceline.pipeline.speculation.settings import DrafterKind
 from paceline.pipeline.speculation.window import Verdict
-from paceline.runtime.clock import now
+from paceline.runtime.actor import Done, Work
 from paceline.runtime.endpoint import Endpoint
+from paceline.runtime.language.actor import LanguageActor
 from paceline.runtime.language.messages import Ask, Drafted, Message, Opened, Pace, Settings
 from paceline.runtime.language.settings import first_settings
 from paceline.runtime.language.spec import GenerateSpec
-from paceline.runtime.language.worker import LanguageWorker, Progress
+from paceline.runtime.timeline import Span
 from paceline.stages.lm.draft_stage import DraftStage
 from paceline.stages.lm.ngram import NgramStage
 
-__all__ = ["DraftWorker"]
+__all__ = ["DrafterActor"]
 
 _ROWS = 16
 """Branches of one forward: beyond this a row costs as much as it would alone."""
@@ -26,7 +29,7 @@ _TOLD = 64
 """Measurements kept until the first verifier asks for them; older ones are forgotten."""
 
 
-class DraftWorker(LanguageWorker):
+class DrafterActor(LanguageActor):
     """Runs the drafter's cores and its stage."""
 
     role = "drafter"
@@ -36,13 +39,14 @@ class DraftWorker(LanguageWorker):
         spec: GenerateSpec,
         rank: int,
         endpoint: Endpoint,
-        progress: Progress,
+        tell: Callable[[], None],
+        name: str,
         stage: DraftStage | NgramStage,
         eos: frozenset[int],
         longest: int | None = None,
     ) -> None:
         """`longest`: positions that the drafter's model takes; None where nothing bounds it."""
-        super().__init__(spec, rank, endpoint, progress)
+        super().__init__(spec, rank, endpoint, tell, name)
         self._stage, self._eos, self._longest = stage, eos, longest
         self._cores: dict[int, DrafterCore] = {}
         self._settings = first_settings(spec.topology.speculation)
@@ -52,32 +56,51 @@ class DraftWorker(LanguageWorker):
         self._warm: set[int] = set()
         self._costs: deque[tuple[int, int]] = deque(maxlen=_TOLD)
         self._refills: deque[tuple[bool, int, int]] = deque(maxlen=_TOLD)
-        self.post.listen(self.roles.verdicts, self.roles.first)
+        self.mailbox.listen(self.roles.verdicts, self.roles.first)
 
-    def turn(self) -> bool:
-        """Take verdicts, draft one token for each of the most useful branches, send the windows that are complete."""
-        messages = self.post.take()
+    def on_items(self) -> bool:
+        """Take verdicts; send the windows that are complete with them."""
+        if self.busy:
+            return False
+        messages = self.mailbox.take()
         for _, _, message in messages:
             self._take(message)
         # A refill that is ready should not wait for the next step.
         sent = self._send()
         if sent:
-            self.post.send()
-        steps = [] if self._told_to_end else self._steps()
-        if steps:
-            others = _OTHERS if self._hedging and self._settings.hedge else 0
-            begin = now()
-            with self.forward(len(steps)):
-                drafted = self._stage.step(steps, others)
-            fresh = {branch.session for branch, _ in steps} - self._warm
-            self._warm |= fresh
-            if not fresh:
-                # A prompt on its way through the model says nothing of a step.
-                self._costs.append((len(steps), round(1e6 * (now() - begin))))
-            for step in drafted:
-                self._cores[step.branch.session].drafted(step.branch, step.token, step.others)
-        sent = self._send() or sent
-        return bool(messages or steps or sent)
+            self.mailbox.send()
+        return bool(messages or sent)
+
+    def ready(self) -> Work | None:
+        """One token for each of the most useful branches."""
+        steps = [] if self.busy or self.ended else self._steps()
+        if not steps:
+            return None
+        others = _OTHERS if self._hedging and self._settings.hedge else 0
+        rows: dict[int, list[tuple[int, int]]] = {}
+        for branch, sequence in steps:
+            rows.setdefault(branch.session, []).append((len(sequence), -1))
+        spans = tuple(Span(self.stage_name, session, "draft", tuple(at[:1])) for session, at in rows.items())
+        return self.work(partial(self._stage.step, steps, others), spans, steps)
+
+    def on_done(self, done: Done) -> None:
+        """Add the tokens to their branches; send the windows that are complete."""
+        steps: list[tuple[Branch, list[int]]] = done.work.context
+        self.passed(done, len(steps))
+        drafted = done.result()
+        fresh = {branch.session for branch, _ in steps} - self._warm
+        self._warm |= fresh
+        if not fresh:
+            # A prompt on its way through the model says nothing of a step.
+            self._costs.append((len(steps), round(1e6 * (done.end_s - done.start_s))))
+        for step in drafted:
+            self._cores[step.branch.session].drafted(step.branch, step.token, step.others)
+        self._send()
+
+    @property
+    def finished(self) -> bool:
+        """Windows are of no use any more once the leader has ended the run."""
+        return self.ended and not self.busy
 
     def _take(self, message: Message) -> None:
         match message:
@@ -94,9 +117,9 @@ class DraftWorker(LanguageWorker):
                 told = Pace(message.stamp, tuple(self._costs), tuple(self._refills))
                 self._costs.clear()
                 self._refills.clear()
-                self.post.put(self.roles.windows, self.roles.first, told)
+                self.mailbox.put(self.roles.windows, self.roles.first, told)
                 # At once: how long this takes is measured, too.
-                self.post.send()
+                self.mailbox.send()
             case Verdict() if message.session in self._cores:
                 core = self._cores[message.session]
                 rollback = self._settled(core, message)
@@ -162,14 +185,13 @@ class DraftWorker(LanguageWorker):
 
     def _send(self) -> bool:
         found = False
-        for core in self._cores.values() if not self._told_to_end else ():
+        for core in self._cores.values() if not self.ended else ():
             while (window := core.ready()) is not None:
                 found = True
-                self.post.put(self.roles.windows, self.roles.first, Drafted(window, *self._stage.evidence(window)))
+                self.mailbox.put(self.roles.windows, self.roles.first, Drafted(window, *self._stage.evidence(window)))
         return found
 
-    def work(self) -> None:
-        """As always; what sessions that are still open counted is part of the report."""
-        super().work()
+    def stop(self) -> None:
+        """What sessions that are still open counted is part of the report."""
         for core in self._cores.values():
             self.counters.add(core.counters)

@@ -13,11 +13,11 @@ from paceline.pipeline.speculation.window import Coupling, FinishReason, Verdict
 from paceline.runtime.language.messages import Opened
 from paceline.stages.lm.verify_stage import Case, VerifyStage
 
-__all__ = ["Judges", "Work"]
+__all__ = ["Judges", "PendingWindow"]
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class PendingWindow:
     """A window to forward through this rank's layers, with what came with it."""
 
     window: Window
@@ -48,16 +48,16 @@ class Judges:
         self.counters.add(self._judges.pop(session).counters)
         del self._seeds[session]
 
-    def plan(self, work: Sequence[Work]) -> list[Check | None]:
+    def plan(self, windows: Sequence[PendingWindow]) -> list[Check | None]:
         """What each window decides; None where it decides nothing any more."""
-        return [self._judges[w.window.session].plan(w.window) for w in work]
+        return [self._judges[w.window.session].plan(w.window) for w in windows]
 
-    def verdicts(self, work: Sequence[Work], checks: Sequence[Check | None], ran: bool) -> list[Verdict]:
+    def verdicts(self, windows: Sequence[PendingWindow], checks: Sequence[Check | None], ran: bool) -> list[Verdict]:
         """The verdicts, in order; `ran` says whether windows without a check were forwarded in part."""
-        cases = [self._case(w, check) for w, check in zip(work, checks, strict=True) if check is not None]
+        cases = [self._case(w, check) for w, check in zip(windows, checks, strict=True) if check is not None]
         rulings = iter(self._stage.rule(cases))
         found = []
-        for w, check in zip(work, checks, strict=True):
+        for w, check in zip(windows, checks, strict=True):
             judge = self._judges[w.window.session]
             if check is None:
                 found.append(judge.dismiss(w.window, forwarded=ran))
@@ -73,7 +73,7 @@ class Judges:
         judge = self._judges[session]
         return None if judge.finished is not None else judge.finish(reason, length)
 
-    def _case(self, w: Work, check: Check) -> Case:
+    def _case(self, w: PendingWindow, check: Check) -> Case:
         judge = self._judges[w.window.session]
         tokens = [*judge.tokens[: w.window.start], *w.window.tokens]
         return Case(check, tokens, self._seeds[w.window.session], w.chances, w.rows)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
-from paceline.stages.lm.tier_watch import TierHistory
+from paceline.runtime.result import RankReport
 
-__all__ = ["LanguageReport", "LanguageResult", "TextResult"]
+__all__ = ["LanguageResult", "TextResult"]
 
 
 class TextResult(msgspec.Struct, frozen=True):
@@ -29,40 +27,13 @@ class TextResult(msgspec.Struct, frozen=True):
     """the target's own in place of a rejected draft, or behind the last one of a window; the rest are plain"""
 
 
-class LanguageReport(msgspec.Struct, frozen=True):
-    """What each rank saw."""
-
-    rank: int
-    group: str
-    role: str
-    device: str
-    threads: int
-    busy_s: float
-    wait_s: float
-    wall_s: float
-    passes: int
-    """forwards of the model"""
-    tokens: int
-    """tokens forwarded, over all passes"""
-    pass_ms: float
-    """median of a forward"""
-    counters: dict[str, Any]
-    peak_rss_bytes: int
-    tiers: dict[str, Any] | None = None
-    """what became of the blocks in its memory tiers, if it has any"""
-    history: TierHistory | None = None
-    """where they lay over time"""
-    failures: list[str] = []
-    """what went wrong with single sessions here, and why"""
-
-
 class LanguageResult(msgspec.Struct, frozen=True):
     """The whole generation."""
 
     sessions: list[TextResult]
     wall_s: float
     """From the first prompt's pass to the last token; loading is not in it."""
-    reports: list[LanguageReport]
+    reports: list[RankReport]
     settings: dict[str, int]
     """Window, depth and hedge width at the end."""
     predicted_speedup: float | None

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from paceline.pipeline.placement import Placement
+from paceline.pipeline.topology import StageKind
 from paceline.runtime.device import own_device
 from paceline.runtime.endpoint import Endpoint
-from paceline.runtime.errors import PeerLost
-from paceline.runtime.language.drafter import DraftWorker
-from paceline.runtime.language.home import HomeWorker
+from paceline.runtime.language.actor import LanguageActor, Progress
+from paceline.runtime.language.drafter import DrafterActor
+from paceline.runtime.language.leader import LeaderActor
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.roles import Roles
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.language.tiers import tiers_of
-from paceline.runtime.language.verifier import VerifyWorker
-from paceline.runtime.language.worker import LanguageWorker, Progress
+from paceline.runtime.language.verifier import VerifierActor
 from paceline.runtime.rendezvous import Rendezvous
+from paceline.runtime.worker import SWITCH_INTERVAL_S, Worker
 from paceline.stages.lm.decoder import Decoder
 from paceline.stages.lm.draft_stage import DraftStage
 from paceline.stages.lm.layer_run import even_runs
@@ -27,9 +30,10 @@ from paceline.stages.lm.ngram import NgramStage
 from paceline.stages.lm.verify_stage import VerifyStage
 from paceline.stages.sampling_params import SamplingParams
 
-__all__ = ["generate_rank", "make_worker"]
+__all__ = ["generate_rank", "make_actor", "make_worker"]
 
-_SWITCH_INTERVAL_S = 0.0005
+_REPORTS_S = 2.0
+"""How long ranks may take to report at the end; one that hangs is left out."""
 
 
 def generate_rank(
@@ -45,29 +49,52 @@ def generate_rank(
 
     Raises `ModelFolderError` for models that can't be used, `TransportError` and `RendezvousError` as `run_rank` does.
     """
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     roles = Roles.of(spec.topology)
     rendezvous = Rendezvous.open(rank, world_size, run_dir, spec.topology.network)
     with Endpoint(rendezvous, spec.topology, roles.routes(), expendable=[roles.drafter]) as endpoint:
-        worker = make_worker(spec, rank, endpoint, progress, models, log)
-        try:
-            worker.work()
-            if isinstance(worker, HomeWorker):
-                return worker.result()
-            # Told to end, nobody is to blame if the first verifier did not wait for the report.
-            with suppress(PeerLost):
-                worker.send_report()
-            return None
-        finally:
-            worker.close()
+        worker, actor = make_worker(spec, rank, endpoint, run_dir, progress, models, log)
+        reports = worker.run()
+        return actor.result(reports) if reports is not None and isinstance(actor, LeaderActor) else None
 
 
 def make_worker(
-    spec: GenerateSpec, rank: int, endpoint: Endpoint, progress: Progress, models: Models, log: Path | None
-) -> LanguageWorker:
-    """The worker of a rank with its models loaded; `log` is where the first verifier writes what is committed."""
+    spec: GenerateSpec,
+    rank: int,
+    endpoint: Endpoint,
+    run_dir: Path,
+    progress: Progress,
+    models: Models,
+    log: Path | None,
+) -> tuple[Worker, LanguageActor]:
+    """The worker of a rank and its actor, with models loaded; `log` is where the leader writes what is committed."""
     topology, roles = spec.topology, Roles.of(spec.topology)
-    device = own_device(topology.groups[Placement(topology).group_of_rank(rank)].device)
+    group = Placement(topology).group_of_rank(rank)
+    torch.set_num_threads(topology.groups[group].threads)
+    device = own_device(topology.groups[group].device)
+    kind = StageKind.draft if rank == roles.drafter else StageKind.verify
+    name = next(name for name, stage in topology.stages.items() if stage.kind is kind)
+    worker = Worker(
+        topology, endpoint, run_dir, group, device, [name], roles.first, progress,
+        events=spec.out is not None, reports_s=_REPORTS_S,
+    )  # fmt: skip
+    actor = make_actor(spec, rank, endpoint, worker.tell, name, device, models, log)
+    worker.add(actor, [name])
+    return worker, actor
+
+
+def make_actor(
+    spec: GenerateSpec,
+    rank: int,
+    endpoint: Endpoint,
+    tell: Callable[[], None],
+    name: str,
+    device: str,
+    models: Models,
+    log: Path | None,
+) -> LanguageActor:
+    """The actor of a rank, whose stage has a name, with its model loaded."""
+    topology, roles = spec.topology, Roles.of(spec.topology)
 
     def params(session: int) -> SamplingParams:
         return spec.options(session).sampling
@@ -78,7 +105,7 @@ def make_worker(
         if models.draft is not None:
             drafting = Decoder.load(models.draft, device, tiers=tiers_of(topology, rank, models))
             stage, tiers = DraftStage(drafting, params, models.vocab), drafting.tiers
-        drafter = DraftWorker(spec, rank, endpoint, progress, stage, models.eos, models.draft_positions)
+        drafter = DrafterActor(spec, rank, endpoint, tell, name, stage, models.eos, models.draft_positions)
         drafter.tiers = tiers
         return drafter
     runs = even_runs(models.layers, len(roles.verifiers))
@@ -87,12 +114,12 @@ def make_worker(
     decoder = Decoder.load(models.target, device, layers=held, rows=rows, tiers=tiers_of(topology, rank, models))
     verify = VerifyStage(decoder, params, models.vocab)
     if rank != roles.first:
-        worker = VerifyWorker(spec, rank, endpoint, progress, verify, models.eos)
+        actor = VerifierActor(spec, rank, endpoint, tell, name, verify, models.eos)
     else:
         tokenizer = models.tokenizer()
         prompts = [spec.begin(session, tokenizer) for session in range(len(spec.prompts))]
-        worker = HomeWorker(
-            spec, rank, endpoint, progress, verify, models.eos, prompts, tokenizer, log, models.draft_positions
+        actor = LeaderActor(
+            spec, rank, endpoint, tell, name, verify, models.eos, prompts, tokenizer, log, models.draft_positions
         )
-    worker.tiers = decoder.tiers
-    return worker
+    actor.tiers = decoder.tiers
+    return actor

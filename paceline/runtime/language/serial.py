@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from paceline.pipeline.speculation.ending import ending
 from paceline.pipeline.speculation.window import Coupling, FinishReason
 from paceline.runtime.clock import now
 from paceline.runtime.device import own_device
+from paceline.runtime.language.active_session import TextLog
 from paceline.runtime.language.keeping import Keeper
-from paceline.runtime.language.live import TextLog
 from paceline.runtime.language.models import Models
-from paceline.runtime.language.result import LanguageReport, LanguageResult, TextResult
+from paceline.runtime.language.result import LanguageResult, TextResult
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.language.tiers import serial_tiers
 from paceline.runtime.report import peak_rss_bytes
+from paceline.runtime.result import RankReport
 from paceline.stages.couplings import sample
 from paceline.stages.finite import NotFinite, can_choose
 from paceline.stages.lm.decoder import Decoder
@@ -64,10 +66,11 @@ def generate_serial(
         statistics, history = decoder.tiers.statistics(), decoder.tiers.history()
         decoder.tiers.close()
     tokens = sum(len(text.token_ids) for text in sessions)
-    report = LanguageReport(
-        rank=0, group=verify.group, role="serial", device="cpu", threads=group.threads, busy_s=wall_s, wait_s=0.0,
-        wall_s=wall_s, passes=tokens, tokens=tokens, pass_ms=1e3 * wall_s / max(1, tokens), counters={},
-        peak_rss_bytes=peak_rss_bytes(), tiers=statistics, history=history, failures=failures,
+    report = RankReport(
+        rank=0, group=verify.group, host=os.uname().nodename, pid=os.getpid(), device="cpu", threads=group.threads,
+        stages=[], busy_s=wall_s, wall_s=wall_s, stage_ms={}, peak_rss_bytes=peak_rss_bytes(), sessions=[], edges=[],
+        kv_sha256={}, tiers=statistics, role="serial", passes=tokens, tokens=tokens,
+        pass_ms=1e3 * wall_s / max(1, tokens), history=history, failures=failures,
     )  # fmt: skip
     return LanguageResult(
         sessions, wall_s, [report], {"window": 0, "depth": 1, "hedge": 0}, None, None, failures, parked

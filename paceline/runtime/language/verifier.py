@@ -1,27 +1,30 @@
-"""A verifier's worker: a run of the target's layers. The first one is where sessions live, the last one judges."""
+"""A verifier: it holds a layer range of the target. The last one decides about windows; the first is the leader."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from torch import Tensor
 
 from paceline.pipeline.speculation.judge import Check
 from paceline.pipeline.speculation.window import FinishReason, Verdict
+from paceline.runtime.actor import Done, Work
 from paceline.runtime.endpoint import Endpoint
-from paceline.runtime.language.judging import Judges, Work
+from paceline.runtime.language.actor import LanguageActor
+from paceline.runtime.language.judging import Judges, PendingWindow
 from paceline.runtime.language.keeping import Keeper
 from paceline.runtime.language.messages import Cancel, Failed, Kept, Message, Opened, Passing
 from paceline.runtime.language.spec import GenerateSpec
-from paceline.runtime.language.worker import LanguageWorker, Progress
+from paceline.runtime.timeline import Span
 from paceline.stages.lm.kv_error import SequenceError
 from paceline.stages.lm.verify_stage import VerifyStage
 
-__all__ = ["VerifyWorker"]
+__all__ = ["VerifierActor"]
 
 
-class VerifyWorker(LanguageWorker):
+class VerifierActor(LanguageActor):
     """A run behind the first: windows come from the run before, hidden states or verdicts go on."""
 
     role = "verifier"
@@ -31,16 +34,17 @@ class VerifyWorker(LanguageWorker):
         spec: GenerateSpec,
         rank: int,
         endpoint: Endpoint,
-        progress: Progress,
+        tell: Callable[[], None],
+        name: str,
         stage: VerifyStage,
         eos: Collection[int],
     ) -> None:
-        super().__init__(spec, rank, endpoint, progress)
+        super().__init__(spec, rank, endpoint, tell, name)
         self.stage = stage
         self._parked: dict[int, bool] = {}
         """Sessions that this rank was asked to park, and whether it did, until those before it have said the same."""
         number = self.roles.verifiers.index(rank)
-        self._keeper = Keeper(spec, number, f"rank {rank}", self.failures, lambda: self.progress(self.done))
+        self._keeper = Keeper(spec, number, f"rank {rank}", self.failures, tell)
         last = rank == self.roles.last
         self.judges = (
             Judges(stage, lambda session: spec.options(session).sampling.effective_coupling, eos) if last else None
@@ -49,7 +53,7 @@ class VerifyWorker(LanguageWorker):
         self._failed: set[int] = set()
         """Sessions that can't go on here, until they are closed: windows that still come for them are dropped."""
         if rank != self.roles.first:
-            self.post.listen(self._ring, self.roles.verifiers[self.roles.verifiers.index(rank) - 1])
+            self.mailbox.listen(self._ring, self.roles.verifiers[self.roles.verifiers.index(rank) - 1])
 
     @property
     def _ring(self) -> int:
@@ -57,12 +61,20 @@ class VerifyWorker(LanguageWorker):
             raise ValueError("one verifier alone has no ring")
         return self.roles.ring
 
-    def turn(self) -> bool:
-        """Take what came, forward one window of each session that has one, send it on."""
-        messages = self.post.take()
+    def on_items(self) -> bool:
+        """Take what came."""
+        if self.busy:
+            return False
+        messages = self.mailbox.take()
         for _, _, message in messages:
             self._put(message)
-        work: list[Work] = []
+        return bool(messages)
+
+    def ready(self) -> Work | None:
+        """One window of each session that has one; what came before it is handled."""
+        if self.busy:
+            return None
+        windows: list[PendingWindow] = []
         for session in list(self._inbox):
             waiting = self._inbox[session]
             while waiting:
@@ -70,60 +82,69 @@ class VerifyWorker(LanguageWorker):
                 if isinstance(message, Passing) and session in self._failed:
                     continue
                 if isinstance(message, Passing):
-                    work.append(Work(message.window, message.hidden, message.chances, message.rows))
+                    windows.append(PendingWindow(message.window, message.hidden, message.chances, message.rows))
                     break
                 self._see(message)
             if not waiting:
                 self._inbox.pop(session, None)
-        if work:
-            self.compute(work)
-        return bool(messages or work)
+        return self.forward(windows) if windows else None
 
     @property
-    def expecting(self) -> bool:
-        """The first run says to all at once that the work is done, but the end of a session comes through the runs."""
-        return bool(self.stage.sessions) or self.post.pending
+    def finished(self) -> bool:
+        """The leader ends all ranks at once, but the end of a session comes through the verifiers."""
+        return self.ended and not (self.busy or self._inbox or self.stage.sessions or self.mailbox.pending)
 
-    def compute(self, work: Sequence[Work]) -> None:
-        """Forward windows of different sessions through this rank's layers, and pass on what comes of them."""
-        checks = [None] * len(work) if self.judges is None else self.judges.plan(work)
+    def forward(self, windows: Sequence[PendingWindow]) -> Work:
+        """A forward of windows of different sessions through this rank's layers."""
+        checks = [None] * len(windows) if self.judges is None else self.judges.plan(windows)
         run = [
             index
-            for index, (w, check) in enumerate(zip(work, checks, strict=True))
+            for index, (w, check) in enumerate(zip(windows, checks, strict=True))
             if self.judges is None or check is not None
         ]
-        states, failed = self._states(work, checks, run)
-        rest = [index for index, w in enumerate(work) if w.window.session not in failed]
+        spans = tuple(
+            Span(self.stage_name, windows[index].window.session, "verify", ((windows[index].window.start, -1),))
+            for index in run
+        )
+        return self.work(partial(self._states, windows, checks, run), spans, (windows, checks))
+
+    def on_done(self, done: Done) -> None:
+        """Pass on what came of windows: hidden states, or verdicts on the last rank."""
+        windows, checks = done.work.context
+        states, failed, tokens = done.result()
+        self.passed(done, tokens)
+        rest = [index for index, w in enumerate(windows) if w.window.session not in failed]
         if self.judges is None:
             for index in rest:
-                w = work[index]
+                w = windows[index]
                 self.send_on(Passing(w.window, states[index], w.chances, w.rows))
         elif rest:
-            some, theirs = [work[index] for index in rest], [checks[index] for index in rest]
+            some, theirs = [windows[index] for index in rest], [checks[index] for index in rest]
             for verdict in self.judges.verdicts(some, theirs, ran=self.rank != self.roles.first):
                 self.judged(verdict)
-        for session in failed:
+        for session, why in failed.items():
+            self.failures.append(why)
             self.fail(session)
 
     def _states(
-        self, work: Sequence[Work], checks: Sequence[Check | None], run: list[int]
-    ) -> tuple[dict[int, Tensor | None], list[int]]:
-        """What comes of the windows of the indices `run`, by index, and the sessions that failed; the others go on as
-        if those had not been there."""
-        failed: list[int] = []
+        self, windows: Sequence[PendingWindow], checks: Sequence[Check | None], run: list[int]
+    ) -> tuple[dict[int, Tensor | None], dict[int, str], int]:
+        """What comes of the windows of the indices `run`, by index; the sessions that failed, and why, and the tokens
+        that were forwarded. The others go on as if those that failed had not been there."""
+        failed: dict[int, str] = {}
+        tokens = 0
         while run:
+            tokens += sum(len(windows[index].window.tokens) for index in run)
             try:
-                with self.forward(sum(len(work[index].window.tokens) for index in run)):
-                    out = self.stage.forward(
-                        [work[i].window for i in run], [work[i].hidden for i in run], [checks[i] for i in run]
-                    )
-                return dict(zip(run, out, strict=True)), failed
+                out = self.stage.forward(
+                    [windows[i].window for i in run], [windows[i].hidden for i in run], [checks[i] for i in run]
+                )
+                return dict(zip(run, out, strict=True)), failed, tokens
             except SequenceError as error:
                 session = self.stage.session_of(error.sequence)
-                failed.append(session)
-                self.failures.append(f"session {session} failed on rank {self.rank}: {error}")
-                run = [index for index in run if work[index].window.session != session]
-        return {}, failed
+                failed[session] = f"session {session} failed on rank {self.rank}: {error}"
+                run = [index for index in run if windows[index].window.session != session]
+        return {}, failed, tokens
 
     def fail(self, session: int) -> None:
         """A session can't go on here: let the last run end it."""
@@ -137,11 +158,11 @@ class VerifyWorker(LanguageWorker):
 
     def send_on(self, message: Message) -> None:
         """To the next run of layers."""
-        self.post.put(self._ring, self.roles.next_of(self.rank), message)
+        self.mailbox.put(self._ring, self.roles.next_of(self.rank), message)
 
     def judged(self, verdict: Verdict) -> None:
         """On the last run: back to the first."""
-        self.post.put(self._ring, self.roles.first, verdict)
+        self.mailbox.put(self._ring, self.roles.first, verdict)
 
     def open(self, opened: Opened) -> None:
         """A session begins: here, and behind."""
@@ -177,7 +198,7 @@ class VerifyWorker(LanguageWorker):
 
     def _park(self, session: int, tokens: Sequence[int]) -> None:
         """Write the KV of a session's first tokens to a file; those behind are at it meanwhile."""
-        self.post.send()
+        self.mailbox.send()
         sequence = self.stage.sequence_of(session)
         done = session not in self._failed and self._keeper.park(self.stage.decoder, sequence, session, tokens)
         self._parked[session] = done
@@ -190,7 +211,7 @@ class VerifyWorker(LanguageWorker):
         if self.judges is None:
             self.send_on(Kept(session, ranks))
         elif self.rank != self.roles.first:
-            self.post.put(self._ring, self.roles.first, Kept(session, ranks))
+            self.mailbox.put(self._ring, self.roles.first, Kept(session, ranks))
         else:
             self.kept(Kept(session, ranks))
 
@@ -213,8 +234,7 @@ class VerifyWorker(LanguageWorker):
             case Kept(session, ranks):
                 self._kept(session, ranks)
 
-    def work(self) -> None:
-        """As always; what the judges counted is part of the report."""
-        super().work()
+    def stop(self) -> None:
+        """What the judges counted is part of the report."""
         if self.judges is not None:
             self.counters.add(self.judges.counters)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from paceline.stages.lm.sequence_kv import KV
-from paceline.stages.lm.tier_watch import TierHistory, TierWatch
+from paceline.stages.lm.tier_history import TierHistory
+from paceline.stages.lm.tier_watch import TierWatch
 from paceline.tiers.errors import StoreError
 from paceline.tiers.manager import TierManager
 from paceline.tiers.paged_kv import PagedKV

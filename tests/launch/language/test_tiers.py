@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from paceline.launch.outputs.tier_map import tier_image, write_tier_map
-from paceline.stages.lm.tier_watch import TierHistory
+from paceline.stages.lm.tier_history import TierHistory
 from paceline.tiers.traces.trace import read_trace
 from tests.harness import ROOT
 from tests.launch.language.runs import command

@@ -16,14 +16,14 @@ from paceline.pipeline.load import load_topology
 from paceline.pipeline.speculation.window import Coupling
 from paceline.pipeline.topology import Topology
 from paceline.runtime.endpoint import Endpoint
-from paceline.runtime.language.home import HomeWorker
+from paceline.runtime.language.actor import LanguageActor
+from paceline.runtime.language.leader import LeaderActor
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.roles import Roles
 from paceline.runtime.language.run import make_worker
 from paceline.runtime.language.serial import generate_serial
 from paceline.runtime.language.spec import GenerateSpec
-from paceline.runtime.language.worker import LanguageWorker
 from paceline.runtime.rendezvous import Rendezvous
 from paceline.stages.sampling_params import SamplingParams
 from tests.harness import ROOT, free_port
@@ -65,12 +65,12 @@ def serial(spec: GenerateSpec) -> LanguageResult:
 
 
 class Cluster:
-    """Workers of one generation. `prepare` is given each before it starts to work, on the thread that will."""
+    """Workers of one generation. `prepare` is given the actor of each before it starts, on the thread that runs it."""
 
     def __init__(
         self,
         spec: GenerateSpec,
-        prepare: Callable[[LanguageWorker], None] = lambda worker: None,
+        prepare: Callable[[LanguageActor], None] = lambda actor: None,
         progress: Callable[[int], None] = lambda done: None,
     ) -> None:
         # As it travels to a worker process.
@@ -82,9 +82,11 @@ class Cluster:
             raise AssertionError(f"{found} is no spec of a generation")
         self.spec = found
         self.prepare, self.progress = prepare, progress
-        self.workers: dict[int, LanguageWorker] = {}
+        self.actors: dict[int, LanguageActor] = {}
         self.result: LanguageResult | None = None
         self.errors: dict[int, BaseException] = {}
+        self.run_dir = Path()
+        """Where timelines go, of a spec with `out`"""
         self._port = free_port()
 
     def run(self, failing: Sequence[int] = ()) -> LanguageResult:
@@ -112,17 +114,13 @@ class Cluster:
             rendezvous = Rendezvous(rank, topology.world_size, "127.0.0.1", self._port, 20.0)
             with Endpoint(rendezvous, topology, roles.routes(), expendable=[roles.drafter]) as endpoint:
                 with _LOADING:
-                    worker = make_worker(self.spec, rank, endpoint, self.progress, models, None)
-                self.workers[rank] = worker
-                self.prepare(worker)
-                try:
-                    worker.work()
-                    if isinstance(worker, HomeWorker):
-                        self.result = worker.result()
-                    else:
-                        worker.send_report()
-                finally:
-                    worker.close()
+                    worker, actor = make_worker(self.spec, rank, endpoint, self.run_dir, self.progress, models, None)
+                self.actors[rank] = actor
+                self.prepare(actor)
+                reports = worker.run()
+                if isinstance(actor, LeaderActor):
+                    assert reports is not None
+                    self.result = actor.result(reports)
         except BaseException as error:
             self.errors[rank] = error
             print("".join(traceback.format_exception(error)), file=sys.stderr)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from paceline.pipeline.speculation.window import Window
 from paceline.runtime.language import serial as serial_module
-from paceline.runtime.language.drafter import DraftWorker
+from paceline.runtime.language.actor import LanguageActor
+from paceline.runtime.language.drafter import DrafterActor
 from paceline.runtime.language.result import LanguageResult
-from paceline.runtime.language.worker import LanguageWorker
 from paceline.stages.finite import can_choose
 from paceline.stages.lm.decoder import Decoder
 from paceline.stages.lm.draft_stage import DraftStage
@@ -81,9 +81,9 @@ def test_a_session_ends_before_what_is_not_finite(
         token for token in set().union(*seen) - prompts if 0 < sum(token in tokens for tokens in seen) < len(seen)
     )
 
-    def prepare(worker: LanguageWorker) -> None:
-        if not isinstance(worker, DraftWorker):
-            spoil(worker.stage.decoder, token)  # type: ignore[attr-defined]
+    def prepare(actor: LanguageActor) -> None:
+        if not isinstance(actor, DrafterActor):
+            spoil(actor.stage.decoder, token)  # type: ignore[attr-defined]
 
     tiered = spec_of(language(pair, verifiers, **keys, **budgets), PROMPTS, 20, temperature=0.0, ignore_eos=True)
     cluster = Cluster(tiered, prepare)
@@ -118,9 +118,9 @@ def test_a_drafter_that_is_not_finite_changes_no_session(pair: Pair, coupling: s
 
     judged: list[bool] = []
 
-    def prepare(worker: LanguageWorker) -> None:
-        if isinstance(worker, DraftWorker):
-            stage = worker._stage
+    def prepare(actor: LanguageActor) -> None:
+        if isinstance(actor, DrafterActor):
+            stage = actor._stage
             assert isinstance(stage, DraftStage)
             decoder, evidence = stage._decoder, stage.evidence
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from paceline.pipeline.topology import Topology
-from paceline.runtime.language.home import HomeWorker
+from paceline.runtime.language.actor import LanguageActor
+from paceline.runtime.language.leader import LeaderActor
 from paceline.runtime.language.parked import read_parked, session_folder
 from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.spec import GenerateSpec, Resumed
-from paceline.runtime.language.worker import LanguageWorker
 from tests.runtime.language.cluster import Cluster, generate, language, serial, spec_of
 from tests.runtime.language.test_same_text import check_all_free
 from tests.runtime.language.test_tiers import BLOCK, told
@@ -159,9 +159,9 @@ def test_parking_that_fails_on_one_rank_leaves_the_session_as_it_was(pair: Pair,
     first = generate(spec)
     before = [session.tokens for _, session in read_parked(tmp_path)]
 
-    def no_room(worker: LanguageWorker) -> None:
-        if worker.rank == worker.roles.last and worker.tiers is not None:
-            manager = worker.tiers.manager
+    def no_room(actor: LanguageActor) -> None:
+        if actor.rank == actor.roles.last and actor.tiers is not None:
+            manager = actor.tiers.manager
             manager.settings = replace(manager.settings, watermark=1 << 60)
 
     cluster = Cluster(resuming(spec, tmp_path), no_room)
@@ -183,16 +183,16 @@ def test_parking_that_fails_on_one_rank_leaves_the_session_as_it_was(pair: Pair,
 def test_a_session_that_is_cancelled_at_once_is_not_parked_and_others_are(pair: Pair, tmp_path: Path) -> None:
     spec = spec_of(tiered(pair, 2, speculation__chunk=8), PROMPTS, BEFORE, park=tmp_path, ignore_eos=True)
 
-    def cancel(worker: LanguageWorker) -> None:
-        if isinstance(worker, HomeWorker):
-            admit = worker._admit
+    def cancel(actor: LanguageActor) -> None:
+        if isinstance(actor, LeaderActor):
+            admit = actor._admit
 
             def admitted() -> bool:
                 joined = admit()
-                worker.cancel(0)
+                actor.cancel(0)
                 return joined
 
-            worker._admit = admitted  # type: ignore[method-assign]
+            actor._admit = admitted  # type: ignore[method-assign]
 
     cluster = Cluster(spec, cancel)
     result = cluster.run()

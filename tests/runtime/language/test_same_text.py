@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM
 
 from paceline.pipeline.speculation.judge import Judge
 from paceline.pipeline.speculation.window import Coupling, Window
-from paceline.runtime.language.home import HomeWorker
-from paceline.runtime.language.live import Live, TextLog
+from paceline.runtime.language.active_session import ActiveSession, TextLog
+from paceline.runtime.language.actor import LanguageActor
+from paceline.runtime.language.leader import LeaderActor
 from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.spec import SessionOptions
-from paceline.runtime.language.worker import LanguageWorker
 from paceline.stages.lm.text_stream import TextStream
 from paceline.stages.lm.tokenizer import Tokenizer
 from paceline.stages.sampling_params import SamplingParams
@@ -285,7 +285,7 @@ def test_any_cut_into_verdicts_gives_the_same_end_and_text(
     outcomes = []
     for sizes in ([1] * len(ids), [*cuts, *[1] * len(ids)]):
         judge = Judge(0, [5, 6], 2 + room, Coupling.greedy, eos)
-        live = Live(0, [5, 6], 2 + room, 0, None, tokenizer, stops, TextLog(None), eos)  # type: ignore[arg-type]
+        live = ActiveSession(0, [5, 6], 2 + room, 0, None, tokenizer, stops, TextLog(None), eos)  # type: ignore[arg-type]
         check = judge.plan(Window(0, 0, 0, (5, 6), 2, True))
         assert check is not None
         verdict = judge.settle(check, 0, None, ids[0])
@@ -310,15 +310,15 @@ def test_any_cut_into_verdicts_gives_the_same_end_and_text(
 
 
 def slowed(seconds: float) -> Any:
-    def prepare(worker: LanguageWorker) -> None:
-        if worker.role == "drafter":
-            step = worker._stage.step  # type: ignore[attr-defined]
+    def prepare(actor: LanguageActor) -> None:
+        if actor.role == "drafter":
+            step = actor._stage.step  # type: ignore[attr-defined]
 
             def slow(*args: Any) -> Any:
                 time.sleep(seconds)
                 return step(*args)
 
-            worker._stage.step = slow  # type: ignore[attr-defined]
+            actor._stage.step = slow  # type: ignore[attr-defined]
 
     return prepare
 
@@ -338,9 +338,9 @@ def test_a_drafter_that_fails_changes_no_token(pair: Pair, verifiers: int) -> No
     keys = {"speculation__window": 3, "speculation__depth": 2, "speculation__hedge": 2}
     spec = spec_of(language(pair, verifiers, **keys), PROMPTS)
 
-    def prepare(worker: LanguageWorker) -> None:
-        if worker.role == "drafter":
-            step, calls = worker._stage.step, []  # type: ignore[attr-defined]
+    def prepare(actor: LanguageActor) -> None:
+        if actor.role == "drafter":
+            step, calls = actor._stage.step, []  # type: ignore[attr-defined]
 
             def failing(*args: Any) -> Any:
                 calls.append(1)
@@ -348,7 +348,7 @@ def test_a_drafter_that_fails_changes_no_token(pair: Pair, verifiers: int) -> No
                     raise ValueError("no more drafts")
                 return step(*args)
 
-            worker._stage.step = failing  # type: ignore[attr-defined]
+            actor._stage.step = failing  # type: ignore[attr-defined]
 
     result = Cluster(spec, prepare=prepare).run(failing=[RANK["drafter"]])
     assert texts(result) == texts(serial(spec))
@@ -358,7 +358,7 @@ def test_a_drafter_that_fails_changes_no_token(pair: Pair, verifiers: int) -> No
 
 
 def test_a_drafter_that_takes_no_messages_is_given_up(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paceline.runtime.language.partner._BACKLOG", 4)
+    monkeypatch.setattr("paceline.runtime.language.drafter_client._BACKLOG", 4)
     keys = {"speculation__window": 3, "speculation__depth": 2, "speculation__patience_ms": 2, "edges__1__inflight": 1,
             "speculation__hedge": 0}  # fmt: skip
     spec = spec_of(language(pair, **keys), PROMPTS)
@@ -375,22 +375,21 @@ def test_a_cancelled_session_frees_everything_and_disturbs_nobody(pair: Pair, ve
     keys = {"speculation__window": 3, "speculation__depth": 3, "speculation__hedge": 3, "speculation__sessions": 4}
     spec = spec_of(language(pair, verifiers, **keys), [*PROMPTS, *PROMPTS], max_tokens=30)
 
-    def prepare(worker: LanguageWorker) -> None:
-        if not isinstance(worker, HomeWorker):
+    def prepare(actor: LanguageActor) -> None:
+        if not isinstance(actor, LeaderActor):
             return
-        turn = worker.turn
+        send = actor.send
 
-        def cancelling() -> bool:
-            worked = turn()
-            live = worker._live.get(1)
+        def cancelling() -> None:
+            live = actor._live.get(1)
             if live is not None and len(live.tokens) >= live.prompt_tokens + 5:
-                worker.cancel(1)
-                worker.cancel(1)
-                worker.cancel(7)
-                worker.cancel(99)
-            return worked
+                actor.cancel(1)
+                actor.cancel(1)
+                actor.cancel(7)
+                actor.cancel(99)
+            send()
 
-        worker.turn = cancelling  # type: ignore[method-assign]
+        actor.send = cancelling  # type: ignore[method-assign]
 
     cluster = Cluster(spec, prepare=prepare)
     found, reference = texts(cluster.run()), texts(serial(spec))
@@ -406,17 +405,17 @@ def test_a_cancelled_session_frees_everything_and_disturbs_nobody(pair: Pair, ve
 
 def check_all_free(cluster: Cluster) -> None:
     """No worker holds anything of a session that is over."""
-    for worker in cluster.workers.values():
+    for actor in cluster.actors.values():
         held: list[Any] = []
-        stage = getattr(worker, "stage", None) or worker._stage  # type: ignore[attr-defined]
+        stage = getattr(actor, "stage", None) or actor._stage  # type: ignore[attr-defined]
         held += stage._decoder.sequences if hasattr(stage, "_decoder") else []
         for owner, names in (
-            (worker, ("_cores", "_live", "_evidence", "_inbox", "_warm")),
+            (actor, ("_cores", "_live", "_evidence", "_inbox", "_warm")),
             (stage, ("_sequences", "_carry", "_rows", "_seeds", "_draws")),
-            (getattr(worker, "judges", None), ("_judges", "_seeds")),
+            (getattr(actor, "judges", None), ("_judges", "_seeds")),
         ):
             held += [value for name in names for value in [getattr(owner, name, None)] if value]
-        assert held == [], worker.role
+        assert held == [], actor.role
 
 
 def test_everything_is_free_at_the_end(pair: Pair) -> None:

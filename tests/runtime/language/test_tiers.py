@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from paceline.runtime.language.actor import LanguageActor
 from paceline.runtime.language.result import LanguageResult
-from paceline.runtime.language.worker import LanguageWorker
 from tests.runtime.language.cluster import Cluster, generate, language, serial, spec_of, texts
 from tests.runtime.language.test_same_text import check_all_free
 
@@ -113,11 +113,11 @@ def test_a_session_that_fails_between_the_first_and_the_last_run_leaves_others_a
     prompts = [PROMPTS[1], PROMPTS[0] * 3, PROMPTS[2]]
     without = spec_of(language(pair, 3), prompts, 20, ignore_eos=True)
 
-    def fill(worker: LanguageWorker) -> None:
-        if worker.rank == worker.roles.verifiers[1] and worker.tiers is not None:
-            other = worker.tiers.manager.open()
+    def fill(actor: LanguageActor) -> None:
+        if actor.rank == actor.roles.verifiers[1] and actor.tiers is not None:
+            other = actor.tiers.manager.open()
             for number in range(396):
-                worker.tiers.manager.allocate(other, 0, 16 * number)
+                actor.tiers.manager.allocate(other, 0, 16 * number)
 
     cluster = Cluster(spec_of(language(pair, 3, **keys), prompts, 20, ignore_eos=True), fill)
     result = cluster.run()

@@ -9,13 +9,13 @@ from paceline.pipeline.speculation.settings import DrafterKind
 from paceline.pipeline.speculation.window import Verdict, Window
 from paceline.runtime.clock import now
 from paceline.runtime.endpoint import Endpoint
+from paceline.runtime.language.mailbox import Mailbox
 from paceline.runtime.language.messages import Ask, Opened, Pace, Settings
-from paceline.runtime.language.post import Post
 from paceline.runtime.language.roles import Roles
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.language.tuning import Tuner
 
-__all__ = ["Partner"]
+__all__ = ["DrafterClient"]
 
 _BACKLOG = 4096
 """Messages that may wait for a drafter which takes none, beyond what credit lets travel; then it is given up."""
@@ -26,14 +26,14 @@ _ASK_FIRST_S = 0.02
 """Until the first choice is made."""
 
 
-class Partner:
+class DrafterClient:
     """One drafter for all sessions of a run. Where there is none to begin with, everything here does nothing."""
 
     def __init__(
-        self, spec: GenerateSpec, roles: Roles, endpoint: Endpoint, post: Post, longest: int | None = None
+        self, spec: GenerateSpec, roles: Roles, endpoint: Endpoint, mailbox: Mailbox, longest: int | None = None
     ) -> None:
         """`longest`: positions that it takes; None where nothing bounds it."""
-        self._roles, self._endpoint, self._post = roles, endpoint, post
+        self._roles, self._endpoint, self._mailbox = roles, endpoint, mailbox
         self._longest = longest
         self._outrun = False
         speculation = spec.topology.speculation
@@ -85,7 +85,7 @@ class Partner:
 
     def _put(self, message: Opened | Verdict | Settings | Ask) -> None:
         if self._present and not self.lost:
-            self._post.put(self._roles.verdicts, self._roles.drafter, message)
+            self._mailbox.put(self._roles.verdicts, self._roles.drafter, message)
 
     def passed(self, windows: Sequence[Window], seconds: float) -> None:
         """A pass has run here."""
@@ -110,7 +110,7 @@ class Partner:
         drafter = self._roles.drafter
         if drafter in self._endpoint.lost:
             return self._give_up("the drafter is lost; decoding went on without it")
-        if self._post.backlog(self._roles.verdicts, drafter) > _BACKLOG:
+        if self._mailbox.backlog(self._roles.verdicts, drafter) > _BACKLOG:
             return self._give_up("the drafter takes no messages; decoding went on without it")
         self._ask(_ASK_BUSY_S if self.tuner.looks else _ASK_FIRST_S)
         changed = self.tuner.look(now(), sessions)
@@ -122,7 +122,7 @@ class Partner:
 
     def _give_up(self, why: str) -> bool:
         self.lost, self._why = True, why
-        self._post.drop(self._roles.drafter)
+        self._mailbox.drop(self._roles.drafter)
         self.tuner.stop()
         return True
 
@@ -133,7 +133,7 @@ class Partner:
         self._answered = self._disturbed = False
         self._asked_s = now()
         self._put(Ask(self._stamp))
-        self._post.send()
+        self._mailbox.send()
 
     def warnings(self, fallbacks: int, reported: Collection[int]) -> list[str]:
         """What the user should know at the end."""

@@ -14,7 +14,7 @@ from paceline.runtime.language.result import TextResult
 from paceline.stages.lm.text_stream import TextStream
 from paceline.stages.lm.tokenizer import Tokenizer
 
-__all__ = ["Live", "TextLog"]
+__all__ = ["ActiveSession", "TextLog"]
 
 
 class TextLog:
@@ -34,7 +34,7 @@ class TextLog:
             self._file.close()
 
 
-class Live:
+class ActiveSession:
     """One session while it runs."""
 
     def __init__(

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from paceline.pipeline.speculation.window import Window
+from paceline.runtime.language.mailbox import Mailbox
 from paceline.runtime.language.messages import Cancel, Message, Passing
-from paceline.runtime.language.post import Post
 from tests.runtime.pairs import Ends, connected, topology
 
 
-def passed_on(ends: Ends, sender: Post, receiver: Post, count: int) -> list[Message]:
+def passed_on(ends: Ends, sender: Mailbox, receiver: Mailbox, count: int) -> list[Message]:
     got: list[Message] = []
     deadline = time.monotonic() + 20
     while len(got) < count:
@@ -31,7 +31,7 @@ def passed_on(ends: Ends, sender: Post, receiver: Post, count: int) -> list[Mess
 @pytest.mark.parametrize(("inflight", "nbytes"), [(1, 1 << 20), (3, 8192), (64, 1 << 20)])
 def test_everything_arrives_in_order(inflight: int, nbytes: int) -> None:
     with connected(topology("zmq", inflight=inflight, nbytes=nbytes)) as ends:
-        sender, receiver = Post(ends.source), Post(ends.target)
+        sender, receiver = Mailbox(ends.source), Mailbox(ends.target)
         receiver.listen(0, 0)
         sent: list[Message] = []
         for number in range(300):
@@ -60,7 +60,7 @@ def test_everything_arrives_in_order(inflight: int, nbytes: int) -> None:
 
 def test_what_goes_to_a_lost_rank_is_dropped() -> None:
     with connected(topology("zmq", inflight=1)) as ends:
-        sender = Post(ends.source)
+        sender = Mailbox(ends.source)
         for number in range(5):
             sender.put(0, 1, Cancel(number))
         ends.source.lost.add(1)

@@ -9,13 +9,13 @@ from paceline.runtime.errors import ChannelError
 from paceline.runtime.language.messages import Message, message_bytes, pack, unpack
 from paceline.stages.item import Item, Key
 
-__all__ = ["Post"]
+__all__ = ["Mailbox"]
 
 _MAX_MESSAGES = 64
 """Messages of one item, so that one never grows with the number of sessions."""
 
 
-class Post:
+class Mailbox:
     """Numbers the items of each route. What there is no credit for waits here, in order.
 
     A route joins two ranks by one edge; where an edge joins several ranks (the runs of a verifier), each pair counts

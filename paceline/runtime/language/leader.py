@@ -1,43 +1,44 @@
-"""The first verifier: sessions join here, wait for windows or are decoded plainly, and leave with their text."""
+"""The leader, which is the first verifier. Sessions join here, wait for windows or are decoded plainly, and leave with
+their text."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from paceline.pipeline.speculation.front import Front
 from paceline.pipeline.speculation.window import FinishReason, Verdict
+from paceline.runtime.actor import Done, Work
 from paceline.runtime.clock import now
 from paceline.runtime.endpoint import Endpoint
-from paceline.runtime.language.judging import Work
-from paceline.runtime.language.live import Live, TextLog
+from paceline.runtime.language.active_session import ActiveSession, TextLog
+from paceline.runtime.language.drafter_client import DrafterClient
+from paceline.runtime.language.judging import PendingWindow
 from paceline.runtime.language.messages import Cancel, Drafted, Kept, Opened, Pace
 from paceline.runtime.language.parked import ParkedSession
-from paceline.runtime.language.partner import Partner
 from paceline.runtime.language.result import LanguageResult, TextResult
 from paceline.runtime.language.spec import GenerateSpec
-from paceline.runtime.language.verifier import VerifyWorker
-from paceline.runtime.language.worker import Progress
+from paceline.runtime.language.verifier import VerifierActor
+from paceline.runtime.result import RankReport
 from paceline.stages.lm.tokenizer import Tokenizer
 from paceline.stages.lm.verify_stage import VerifyStage
 
-__all__ = ["HomeWorker"]
-
-_REPORTS_S = 2.0
-"""How long the others may take to report at the end; one that hangs is left out."""
+__all__ = ["LeaderActor"]
 
 
-class HomeWorker(VerifyWorker):
-    """The first run of layers, and with it the fronts of all sessions."""
+class LeaderActor(VerifierActor):
+    """The first layer range, and with it the fronts of all sessions."""
 
     def __init__(
         self,
         spec: GenerateSpec,
         rank: int,
         endpoint: Endpoint,
-        progress: Progress,
+        tell: Callable[[], None],
+        name: str,
         stage: VerifyStage,
         eos: Collection[int],
         prompts: Sequence[Sequence[int]],
@@ -46,11 +47,11 @@ class HomeWorker(VerifyWorker):
         drafts_to: int | None = None,
     ) -> None:
         """`drafts_to`: positions that the drafter takes; None where nothing bounds it."""
-        super().__init__(spec, rank, endpoint, progress, stage, eos)
+        super().__init__(spec, rank, endpoint, tell, name, stage, eos)
         self._queue = deque(enumerate(prompts))
         self._tokenizer, self._eos = tokenizer, eos
         self._log = TextLog(log)
-        self._live: dict[int, Live] = {}
+        self._live: dict[int, ActiveSession] = {}
         self._evidence: dict[tuple[int, int, int], Drafted] = {}
         self._texts: list[TextResult] = []
         self._keeping: dict[int, ParkedSession] = {}
@@ -58,21 +59,23 @@ class HomeWorker(VerifyWorker):
         self._written: list[int] = []
         runs = len(self.roles.verifiers)
         self._depth = runs if runs == 1 else runs + 1
-        self._drafter = Partner(spec, self.roles, endpoint, self.post, drafts_to)
+        self._drafter = DrafterClient(spec, self.roles, endpoint, self.mailbox, drafts_to)
         self._started_s = self._ended_s = 0.0
-        self.post.listen(self.roles.windows, self.roles.drafter)
+        self.mailbox.listen(self.roles.windows, self.roles.drafter)
         if runs > 1:
-            self.post.listen(self._ring, self.roles.last)
+            self.mailbox.listen(self._ring, self.roles.last)
 
     @property
     def sessions(self) -> list[int]:
         """The sessions that run now."""
         return list(self._live)
 
-    def turn(self) -> bool:
-        """Admit, take windows and verdicts, forward what is ready."""
+    def on_items(self) -> bool:
+        """Take windows and verdicts, and admit sessions."""
+        if self.busy:
+            return False
         self._started_s = self._started_s or now()
-        messages = self.post.take()
+        messages = self.mailbox.take()
         for _, _, message in messages:
             match message:
                 case Drafted() if message.window.session in self._live and not self._drafter.lost:
@@ -87,23 +90,36 @@ class HomeWorker(VerifyWorker):
         if self._drafter.watch(len(self._live)):
             for live in self._live.values():
                 self._drafter.tell(live.front)
-        work = self._ready()
-        if work:
-            begin = now()
-            self.compute(work)
-            self._drafter.passed([w.window for w in work], now() - begin)
-        else:
-            self._drafter.idle()
+        return bool(messages or joined)
+
+    def ready(self) -> Work | None:
+        """Forward the windows that are next in their sessions."""
+        if self.busy:
+            return None
+        windows = self._windows()
+        if windows:
+            return self.forward(windows)
+        self._drafter.idle()
         if not self._live and not self._queue:
             self._ended_s = self._ended_s or now()
-            self._finished = not self._keeping
-        return self._finished or bool(messages or joined or work)
+        return None
+
+    def on_done(self, done: Done) -> None:
+        """Pass on what came of the windows, and tell the controller what the pass cost."""
+        super().on_done(done)
+        windows, _ = done.work.context
+        self._drafter.passed([w.window for w in windows], now() - done.start_s)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all sessions have left, and those that are parked are written."""
+        return bool(self._ended_s) and not (self.busy or self._live or self._queue or self._keeping)
 
     def patience(self) -> float:
         """Until the first front loses patience with its drafter."""
         waiting = [live.front for live in self._live.values() if live.ending is None]
         due = [when for front in waiting if (when := front.due()) is not None]
-        return min([super().patience(), *(max(0.0, when - now()) for when in due)])
+        return min((when - now() for when in due), default=math.inf)
 
     # -- sessions ------------------------------------------------------------------------------------------------------
 
@@ -119,7 +135,7 @@ class HomeWorker(VerifyWorker):
                 patience=spec.patience_ms / 1000, chunk=spec.chunk, drafter=self._drafter.state_at(len(prompt)),
                 now=now(), forwarded=self.spec.held(session),
             )  # fmt: skip
-            self._live[session] = Live(
+            self._live[session] = ActiveSession(
                 session, prompt, limit, seed, front, self._tokenizer, options.stop, self._log, self._eos,
                 self.spec.cut(session),
             )  # fmt: skip
@@ -146,7 +162,7 @@ class HomeWorker(VerifyWorker):
         if live is not None and live.ending is None:
             self._stop(live, FinishReason.failed, len(live.tokens))
 
-    def _stop(self, live: Live, reason: FinishReason, length: int) -> None:
+    def _stop(self, live: ActiveSession, reason: FinishReason, length: int) -> None:
         live.ending = reason, length
         self.end(Cancel(live.session, reason, length))
 
@@ -167,7 +183,7 @@ class HomeWorker(VerifyWorker):
         elif end is not None:
             self._stop(live, *end)
 
-    def _leave(self, live: Live, verdict: Verdict) -> None:
+    def _leave(self, live: ActiveSession, verdict: Verdict) -> None:
         # A stop string ends the session where it was found, even if the judge came to another end meanwhile.
         reason, length = live.ending or (verdict.finish or FinishReason.cancelled, verdict.length)
         reason = live.finish(reason, length, self.spec.park is not None)
@@ -193,7 +209,7 @@ class HomeWorker(VerifyWorker):
     def _left(self, text: TextResult) -> None:
         self._texts.append(text)
         self.done = len(self._texts)
-        self.progress(self.done)
+        self.tell()
 
     # -- windows -------------------------------------------------------------------------------------------------------
 
@@ -203,14 +219,16 @@ class HomeWorker(VerifyWorker):
             self._evidence[window.session, window.epoch, window.start] = drafted
         self._live[window.session].front.offer(window)
 
-    def _ready(self) -> list[Work]:
-        work = []
+    def _windows(self) -> list[PendingWindow]:
+        windows = []
         for live in self._live.values():
             window = live.front.next(now()) if live.ending is None else None
             if window is not None:
                 sent = self._evidence.pop((window.session, window.epoch, window.start), None)
-                work.append(Work(window, None, *((sent.chances, sent.rows) if sent and window.drafted else ())))
-        return work
+                windows.append(
+                    PendingWindow(window, None, *((sent.chances, sent.rows) if sent and window.drafted else ()))
+                )
+        return windows
 
     def _forget(self, session: int, closed: int) -> None:
         for key in [k for k in self._evidence if k[0] == session and k[1] <= closed]:
@@ -218,10 +236,13 @@ class HomeWorker(VerifyWorker):
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    def result(self) -> LanguageResult:
-        """Gather reports; after `work`."""
+    def stop(self) -> None:
+        """Close the log of texts."""
+        super().stop()
         self._log.close()
-        reports = self.gather(_REPORTS_S)
+
+    def result(self, reports: Sequence[RankReport]) -> LanguageResult:
+        """The generation, from the reports of its ranks."""
         warnings = self._drafter.warnings(self.counters.fallbacks, {report.rank for report in reports})
         warnings += [failure for report in reports for failure in report.failures]
         tuner = self._drafter.tuner
@@ -230,7 +251,7 @@ class HomeWorker(VerifyWorker):
         return LanguageResult(
             sessions=sorted(self._texts, key=lambda text: text.id),
             wall_s=self._ended_s - self._started_s,
-            reports=reports,
+            reports=list(reports),
             settings={"window": s.window, "depth": s.depth, "hedge": s.hedge},
             predicted_speedup=tuner.predicted,
             measured_speedup=tuner.measured,

@@ -1,0 +1,142 @@
+"""One rank of a run of programs, from its model to its result."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from paceline.kernels.philox import session_seed
+from paceline.pipeline.placement import Placement
+from paceline.pipeline.program import ModelShape
+from paceline.pipeline.programs import program_for
+from paceline.pipeline.topology import StageKind, Topology
+from paceline.runtime.device import own_device
+from paceline.runtime.endpoint import Endpoint, Route
+from paceline.runtime.errors import PacelineError
+from paceline.runtime.journal import Journal
+from paceline.runtime.program_actor import ProgramActor
+from paceline.runtime.rendezvous import Rendezvous
+from paceline.runtime.report import merge
+from paceline.runtime.result import Decision, RunResult
+from paceline.runtime.session import Session
+from paceline.runtime.source_sink import SinkStage, SourceStage
+from paceline.runtime.spec import RunSpec
+from paceline.runtime.worker import SWITCH_INTERVAL_S, Worker
+from paceline.stages.base import Stage
+from paceline.stages.denoise import DenoiseStage
+from paceline.stages.dit import DiT, load_dit
+from paceline.stages.dit_config import find_weights
+from paceline.stages.frame_tiers import frame_tier_manager
+from paceline.stages.relay import DecodeStage, SleepStage
+from paceline.tiers.manager import TierManager
+
+__all__ = ["run_rank"]
+
+
+def run_rank(
+    spec: RunSpec,
+    rank: int,
+    world_size: int,
+    run_dir: Path,
+    progress: Callable[[int], None] | None = None,
+    decisions: list[Decision] | None = None,
+) -> RunResult | None:
+    """Run one rank. Returns the result on the leader, None elsewhere.
+
+    Raises `StageError` where a stage failed, `TransportError` where a peer or a channel did, `RendezvousError` where
+    ranks did not come together.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    placement = Placement(spec.topology)
+    routes = [Route(*route) for route in sorted(placement.routes(spec.sessions))]
+    rendezvous = Rendezvous.open(rank, world_size, run_dir, spec.topology.network)
+    with Endpoint(rendezvous, spec.topology, routes) as endpoint:
+        reports = _worker(spec, rank, endpoint, run_dir, progress or (lambda done: None), decisions).run()
+        return None if reports is None else merge(reports)
+
+
+def _worker(
+    spec: RunSpec,
+    rank: int,
+    endpoint: Endpoint,
+    run_dir: Path,
+    progress: Callable[[int], None],
+    decisions: list[Decision] | None,
+) -> Worker:
+    """The worker of a rank with its streams; models are loaded."""
+    topology, placement = spec.topology, Placement(spec.topology)
+    group = placement.group_of_rank(rank)
+    torch.set_num_threads(topology.groups[group].threads)
+    device = own_device(topology.groups[group].device)
+    model = load_dit(find_weights(topology.model.weights), device) if topology.workload == "world" else None
+    shape = ModelShape(1, 0, 0, 0) if model is None else model.config.shape
+    streams = placement.streams(rank, spec.sessions)
+    source = _stage_of(topology, StageKind.source)
+    mine = [session for stage, session in streams if stage == source]
+    journals = [Journal.of_run(spec, run_dir)] if mine else []
+    sessions = {session: Session(spec, session, run_dir, decisions, journals[0].add) for session in mine}
+    names = sorted({stage for stage, _ in streams})
+    leader = placement.rank_of(source, 0)
+    worker = Worker(
+        topology, endpoint, run_dir, group, device, names, leader, progress, events=spec.out is not None
+    )  # fmt: skip
+    seeds = {session: session_seed(spec.seed, session) for _, session in streams}
+    tiers: dict[str, TierManager] = {}
+    stages: dict[str, Stage] = {}
+    for name in names:
+        match topology.stages[name].kind:
+            case StageKind.source:
+                stages[name] = SourceStage(sessions)
+            case StageKind.sink:
+                stages[name] = SinkStage(sessions, worker.tell)
+            case StageKind.sleep:
+                stages[name] = SleepStage(topology.stages[name].ms)
+            case _:
+                stages[name] = _model_stage(spec, rank, device, name, model, seeds, names, tiers)
+    programs = [program_for(topology, shape, stage, session) for stage, session in streams]
+    for program in programs:
+        stages[program.stage].open(program.session, program)
+    worker.add(
+        ProgramActor(spec, rank, endpoint, worker.lanes, programs, stages, sessions, journals, tiers), names
+    )  # fmt: skip
+    return worker
+
+
+def _model_stage(
+    spec: RunSpec,
+    rank: int,
+    device: str,
+    name: str,
+    model: DiT | None,
+    seeds: dict[int, int],
+    names: Sequence[str],
+    tiers: dict[str, TierManager],
+) -> Stage:
+    """A stage that computes with the model. Its tiers are added to `tiers`: a rank's budgets are shared out among its
+    stages, as each may have a thread of its own."""
+    topology = spec.topology
+    if model is None:
+        raise PacelineError(f"stage {name} needs a model, and workload {topology.workload!r} has none")
+    if topology.stages[name].kind is StageKind.decode:
+        return DecodeStage(model.config.grid_y, name, rank)
+    group = topology.stages[name].group
+    if group in topology.tiers:
+        kinds = [topology.stages[stage].kind for stage in names]
+        tiers[name] = frame_tier_manager(
+            topology.tiers[group],
+            model.config,
+            kinds.count(StageKind.denoise),
+            topology.context.recall,
+            device,
+            topology.model.weights,
+            name,
+            rank,
+        )
+    return DenoiseStage(model, topology, name, seeds, spec.kv_hash, tiers.get(name), rank)
+
+
+def _stage_of(topology: Topology, kind: StageKind) -> str:
+    return next(name for name, stage in topology.stages.items() if stage.kind is kind)
