@@ -124,8 +124,7 @@ def messages(folder: Path) -> Reader:
     first, *rest = pack(batch)
 
     def read(data: bytes) -> None:
-        whole = data[: len(data) // 8 * 8]
-        list(unpack((torch.frombuffer(bytearray(whole) or bytearray(8), dtype=torch.int64), *rest)))
+        list(unpack((torch.frombuffer(bytearray(data) or bytearray(4), dtype=torch.uint8), *rest)))
 
     return Reader(read, [bytes(tensor_bytes(first))], SpeculationError)
 

@@ -162,6 +162,10 @@ class Endpoint:
         """Whether an item has arrived and waits to be taken."""
         return self._inbox.has(key)
 
+    def arrived(self, edge: int, source: int) -> list[Key]:
+        """The keys of the items that came by an edge from a rank and wait to be taken, in the order of arrival."""
+        return self._inbox.arrived(edge, source)
+
     def take(self, key: Key) -> Item:
         """Take an item that has arrived; its credit goes back, at the latest with the next `wait` or `flush`.
 

@@ -72,6 +72,13 @@ class Inbox:
         """Whether the item has arrived, in the session's present epoch."""
         return key in self._items
 
+    def arrived(self, edge: int, source: int) -> list[Key]:
+        """The keys of what came by an edge from a rank, in the order of arrival."""
+        if not self._items:
+            return []
+        with self._changed:
+            return [key for key, (_, origin) in self._items.items() if key.edge == edge and origin == source]
+
     def take(self, key: Key) -> Arrival:
         """Remove and return an item. Raises `ChannelError` where it has not arrived."""
         with self._changed:

@@ -183,10 +183,13 @@ class DrafterActor(LanguageActor):
             found += [(core, branch) for branch in core.wants(room + 1) if branch.number][:room]
         return [(branch, core.sequence(branch)) for core, branch in found[:_ROWS]]
 
+    def _has_room(self, session: int) -> bool:
+        return self.mailbox.has_room(self.roles.windows, self.roles.first, session)
+
     def _send(self) -> bool:
         found = False
         for core in self._cores.values() if not self.ended else ():
-            while (window := core.ready()) is not None:
+            while self._has_room(core.session) and (window := core.ready()) is not None:
                 found = True
                 self.mailbox.put(self.roles.windows, self.roles.first, Drafted(window, *self._stage.evidence(window)))
         return found

@@ -6,8 +6,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
+
+import msgspec
 
 from paceline.pipeline.speculation.front import Front
 from paceline.pipeline.speculation.window import FinishReason, Verdict
@@ -117,7 +118,7 @@ class LeaderActor(VerifierActor):
 
     def patience(self) -> float:
         """Until the first front loses patience with its drafter."""
-        waiting = [live.front for live in self._live.values() if live.ending is None]
+        waiting = [live.front for live in self._live.values() if self._may_forward(live)]
         due = [when for front in waiting if (when := front.due()) is not None]
         return min((when - now() for when in due), default=math.inf)
 
@@ -141,7 +142,7 @@ class LeaderActor(VerifierActor):
             )  # fmt: skip
             opened = Opened(session, limit, seed, tuple(prompt))
             self._drafter.opened(opened)
-            self.open(replace(opened, forwarded=self.spec.held(session)))
+            self.open(msgspec.structs.replace(opened, forwarded=self.spec.held(session)))
             joined = True
         return joined
 
@@ -219,10 +220,14 @@ class LeaderActor(VerifierActor):
             self._evidence[window.session, window.epoch, window.start] = drafted
         self._live[window.session].front.offer(window)
 
+    def _may_forward(self, live: ActiveSession) -> bool:
+        """Whether a session goes on, and what comes of its next window can be passed on before long."""
+        return live.ending is None and (self.judges is not None or self.has_room(live.session))
+
     def _windows(self) -> list[PendingWindow]:
         windows = []
         for live in self._live.values():
-            window = live.front.next(now()) if live.ending is None else None
+            window = live.front.next(now()) if self._may_forward(live) else None
             if window is not None:
                 sent = self._evidence.pop((window.session, window.epoch, window.start), None)
                 windows.append(

@@ -1,4 +1,4 @@
-"""A worker's post: messages to and from the ranks that it shares an edge with, batched into items."""
+"""Messages to and from the ranks that share an edge with this one, batched into items."""
 
 from __future__ import annotations
 
@@ -6,61 +6,77 @@ from collections import deque
 
 from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.errors import ChannelError
-from paceline.runtime.language.messages import Message, message_bytes, pack, unpack
+from paceline.runtime.language.messages import Message, message_bytes, pack, session_of, unpack
 from paceline.stages.item import Item, Key
 
 __all__ = ["Mailbox"]
 
 _MAX_MESSAGES = 64
-"""Messages of one item, so that one never grows with the number of sessions."""
+"""Messages of one item, so that one never grows with what has to wait."""
+_MAX_WAITING = 64
+"""Messages of a session that may wait for credit before nothing more is produced for it: one item takes as many."""
+_ALL_SESSIONS = 2**31 - 1
+"""Stands in keys for a session where a message is about all of them. No session has this number."""
 
 
 class Mailbox:
-    """Numbers the items of each route. What there is no credit for waits here, in order.
+    """Numbers the items of each route and session. What there is no credit for waits here, in order.
 
-    A route joins two ranks by one edge; where an edge joins several ranks (the runs of a verifier), each pair counts
-    for itself, so keys carry the sender's rank as their session.
+    Each session has credits of its own, so one whose messages are not taken does not keep another from sending. Whoever
+    produces a message (the front a window to forward, the drafter a window that it drafted) asks `has_room` before. A
+    rank in between passes on what it receives and never stops receiving: what it holds of a session is at most the
+    windows in flight, and the messages of its start and end. Verdicts for a drafter are bounded by giving it up.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._waiting: dict[tuple[int, int], deque[Message]] = {}
-        self._sent: dict[tuple[int, int], int] = {}
-        self._expected: dict[tuple[int, int], int] = {}
+        self._waiting: dict[tuple[int, int, int], deque[Message]] = {}
+        """By edge, target and session; only what is not empty"""
+        self._sent: dict[tuple[int, int, int], int] = {}
+        self._listening: dict[tuple[int, int], dict[int, int]] = {}
+        """By edge and source: the position of the next item of each session"""
 
     def listen(self, edge: int, source: int) -> None:
         """Take what comes by an edge from a rank."""
-        self._expected[edge, source] = 0
+        self._listening[edge, source] = {}
 
     def put(self, edge: int, target: int, message: Message) -> None:
         """Send a message with the next `send`. What goes to a rank that is lost is dropped."""
-        self._waiting.setdefault((edge, target), deque()).append(message)
+        session = session_of(message)
+        self._waiting.setdefault((edge, target, _ALL_SESSIONS if session is None else session), deque()).append(message)
+
+    def has_room(self, edge: int, target: int, session: int) -> bool:
+        """Whether a message of a session may be produced: few enough wait for credit."""
+        return len(self._waiting.get((edge, target, session), ())) < _MAX_WAITING
 
     def drop(self, target: int) -> None:
         """Forget what waits for a rank."""
-        for (_, to), messages in self._waiting.items():
-            if to == target:
-                messages.clear()
+        for key in [key for key in self._waiting if key[1] == target]:
+            del self._waiting[key]
 
     def backlog(self, edge: int, target: int) -> int:
-        """How many messages wait for a rank's credit."""
-        return len(self._waiting.get((edge, target), ()))
+        """How many messages wait for a rank's credit, of all sessions."""
+        return sum(len(messages) for key, messages in self._waiting.items() if key[:2] == (edge, target))
 
     def send(self) -> None:
         """Send what was put, as far as there is credit."""
-        for (edge, target), messages in self._waiting.items():
+        for key in list(self._waiting):
+            edge, target, session = key
+            messages = self._waiting[key]
             if target in self._endpoint.lost:
                 messages.clear()
             while messages:
                 batch = self._batch(messages, self._endpoint.edge_bytes(edge))
-                number = self._sent.get((edge, target), 0)
-                item = Item(Key(edge, self._endpoint.rank, number), pack(batch))
-                if not self._endpoint.can_send(edge, target, self._endpoint.rank, 1, item.nbytes):
+                number = self._sent.get(key, 0)
+                item = Item(Key(edge, session, number), pack(batch))
+                if not self._endpoint.can_send(edge, target, session, 1, item.nbytes):
                     break
                 self._endpoint.send(target, item)
-                self._sent[edge, target] = number + 1
+                self._sent[key] = number + 1
                 for _ in batch:
                     messages.popleft()
+            if not messages:
+                del self._waiting[key]
 
     def _batch(self, messages: deque[Message], most: int) -> list[Message]:
         """The first messages that together hold at most half of the edge's bytes, but at least one."""
@@ -76,17 +92,16 @@ class Mailbox:
     @property
     def pending(self) -> bool:
         """Whether something waits for credit."""
-        return any(self._waiting.values())
+        return bool(self._waiting)
 
     def take(self) -> list[tuple[int, int, Message]]:
-        """What has come, as (edge, source rank, message), in order for each route."""
+        """What has come, as (edge, source rank, message), in order for each route and session."""
         found: list[tuple[int, int, Message]] = []
-        for (edge, source), number in self._expected.items():
-            while self._endpoint.has(key := Key(edge, source, number)):
-                item = self._endpoint.take(key)
-                if item.key != key:
-                    raise ChannelError(f"{item.key} came in place of {key}")
-                found += [(edge, source, message) for message in unpack(item.tensors)]
-                number += 1
-            self._expected[edge, source] = number
+        for (edge, source), expected in self._listening.items():
+            for key in self._endpoint.arrived(edge, source):
+                number = expected.get(key.session, 0)
+                if key != Key(edge, key.session, number):
+                    raise ChannelError(f"{key} came in place of {Key(edge, key.session, number)}; restart the run")
+                expected[key.session] = number + 1
+                found += [(edge, source, message) for message in unpack(self._endpoint.take(key).tensors)]
         return found

@@ -160,6 +160,10 @@ class VerifierActor(LanguageActor):
         """To the next run of layers."""
         self.mailbox.put(self._ring, self.roles.next_of(self.rank), message)
 
+    def has_room(self, session: int) -> bool:
+        """Whether the next run of layers takes what comes of a session before long."""
+        return self.mailbox.has_room(self._ring, self.roles.next_of(self.rank), session)
+
     def judged(self, verdict: Verdict) -> None:
         """On the last run: back to the first."""
         self.mailbox.put(self._ring, self.roles.first, verdict)

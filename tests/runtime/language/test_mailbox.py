@@ -9,8 +9,14 @@ import torch
 
 from paceline.pipeline.speculation.window import Window
 from paceline.runtime.language.mailbox import Mailbox
-from paceline.runtime.language.messages import Cancel, Message, Passing
+from paceline.runtime.language.messages import Cancel, Message, Passing, session_of
 from tests.runtime.pairs import Ends, connected, topology
+
+
+def session(message: Message) -> int:
+    found = session_of(message)
+    assert found is not None
+    return found
 
 
 def passed_on(ends: Ends, sender: Mailbox, receiver: Mailbox, count: int) -> list[Message]:
@@ -43,7 +49,8 @@ def test_everything_arrives_in_order(inflight: int, nbytes: int) -> None:
         assert sender.backlog(0, 1) == 300
         got = passed_on(ends, sender, receiver, 300)
         assert not sender.pending
-        for one, other in zip(sent, got, strict=True):
+        # In order for each session; those of different sessions may overtake one another.
+        for one, other in zip(sorted(sent, key=session), sorted(got, key=session), strict=True):
             assert type(one) is type(other)
             if isinstance(one, Passing) and isinstance(other, Passing):
                 assert one.window == other.window
@@ -56,6 +63,35 @@ def test_everything_arrives_in_order(inflight: int, nbytes: int) -> None:
         assert 300 / 64 <= items < 300
         assert ends.source.statistics()[0].peak_items <= inflight
         assert ends.source.statistics()[0].peak_bytes <= nbytes
+
+
+def test_a_session_without_credit_keeps_no_other_from_sending() -> None:
+    with connected(topology("zmq", inflight=1)) as ends:
+        sender, receiver = Mailbox(ends.source), Mailbox(ends.target)
+        receiver.listen(0, 0)
+        for number in (0, 0, 1, 2):
+            sender.put(0, 1, Passing(Window(number, 0, 0, (1,), 1), torch.zeros(1, 4)))
+            sender.send()
+        assert sender.backlog(0, 1) == 1, "the second message of session 0 alone has to wait"
+        assert ends.source.statistics()[0].sent_items == 3
+        assert sorted(map(session, passed_on(ends, sender, receiver, 4))) == [0, 0, 1, 2]
+        assert not sender.pending
+
+
+def test_there_is_room_until_one_item_s_worth_waits() -> None:
+    with connected(topology("zmq", inflight=1)) as ends:
+        sender, receiver = Mailbox(ends.source), Mailbox(ends.target)
+        receiver.listen(0, 0)
+        sender.put(0, 1, Cancel(5))
+        sender.send()
+        produced = 0
+        while sender.has_room(0, 1, 5):
+            sender.put(0, 1, Cancel(5))
+            produced += 1
+        assert produced == 64
+        assert sender.has_room(0, 1, 6)
+        assert len(passed_on(ends, sender, receiver, 65)) == 65
+        assert sender.has_room(0, 1, 5)
 
 
 def test_what_goes_to_a_lost_rank_is_dropped() -> None:

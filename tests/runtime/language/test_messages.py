@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from hypothesis import given
@@ -67,7 +69,8 @@ messages = st.one_of(
 
 def plain(message: Message) -> list[object]:
     """Fields, with tensors as lists."""
-    held = [getattr(message, name) for name in type(message).__dataclass_fields__]
+    names = [field.name for field in fields(message)] if isinstance(message, Verdict) else message.__struct_fields__
+    held = [getattr(message, name) for name in names]
     return [value.tolist() if isinstance(value, torch.Tensor) else value for value in held]
 
 
@@ -92,8 +95,9 @@ def test_a_batch_that_is_cut_off_is_refused(batch: list[Message], data: st.DataO
 
 
 @pytest.mark.parametrize(
-    "tensors", [(), (torch.zeros(3),), (torch.zeros(2, 2, dtype=torch.int64),), (torch.tensor([99, 0]),),
-                (torch.tensor([1, 8, 1, 0, 0, 0, 1, 1, 0, 0]),)],
+    "tensors", [(), (torch.zeros(3),), (torch.zeros(2, 2, dtype=torch.uint8),), (torch.tensor([99, 0]),),
+                (torch.tensor([1, 0, 0, 0, 0xC1], dtype=torch.uint8),),
+                pack([Drafted(Window(0, 0, 0, (1,), 1), torch.rand(3))])[:1]],
 )  # fmt: skip
 def test_what_is_no_batch_is_refused(tensors: tuple[torch.Tensor, ...]) -> None:
     with pytest.raises(SpeculationError, match="one version"):

@@ -20,6 +20,7 @@ from paceline.pipeline.speculation.window import Coupling, Window
 from paceline.runtime.language.active_session import ActiveSession, TextLog
 from paceline.runtime.language.actor import LanguageActor
 from paceline.runtime.language.leader import LeaderActor
+from paceline.runtime.language.messages import Drafted, Message, Passing
 from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.spec import SessionOptions
 from paceline.stages.lm.text_stream import TextStream
@@ -365,6 +366,39 @@ def test_a_drafter_that_takes_no_messages_is_given_up(pair: Pair, monkeypatch: p
     result = Cluster(spec, prepare=slowed(0.25)).run()
     assert texts(result) == texts(serial(spec))
     assert result.warnings[0] == "the drafter takes no messages; decoding went on without it"
+
+
+@pytest.mark.parametrize("verifiers", [1, 3])
+def test_nothing_is_produced_for_a_session_whose_messages_wait(
+    pair: Pair, verifiers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paceline.runtime.language.mailbox._MAX_WAITING", 1)
+    keys = {"speculation__window": 2, "speculation__depth": 4, "speculation__hedge": 0}
+    keys |= {f"edges__{edge}__inflight": 1 for edge in range(2 if verifiers == 1 else 3)}
+    spec = spec_of(language(pair, verifiers, **keys), PROMPTS)
+    most = [0]
+
+    def prepare(actor: LanguageActor) -> None:
+        put = actor.mailbox.put
+
+        def counted(edge: int, target: int, message: Message) -> None:
+            put(edge, target, message)
+            if isinstance(message, Drafted) or (isinstance(message, Passing) and actor.rank == actor.roles.first):
+                waiting = actor.mailbox._waiting[edge, target, message.window.session]
+                most[0] = max(most[0], sum(isinstance(each, Drafted | Passing) for each in waiting))
+
+        actor.mailbox.put = counted  # type: ignore[method-assign]
+        if verifiers > 1 and actor.rank == actor.roles.verifiers[1]:
+            forward = actor.stage.forward  # type: ignore[attr-defined]
+
+            def slow(*args: Any) -> Any:
+                time.sleep(0.02)
+                return forward(*args)
+
+            actor.stage.forward = slow  # type: ignore[attr-defined]
+
+    assert texts(Cluster(spec, prepare).run()) == texts(serial(spec))
+    assert most == [1]
 
 
 # -- cancellation ------------------------------------------------------------------------------------------------------
