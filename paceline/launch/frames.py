@@ -88,8 +88,8 @@ class FrameWorkload:
         write_spec(path, self.spec)
 
     def import_worker(self) -> None:
-        import paceline.runtime.serial
-        import paceline.runtime.run  # noqa: F401
+        import paceline.runtime.run
+        import paceline.runtime.serial  # noqa: F401
 
     def work(
         self, rank: int, world_size: int, run_dir: RunDirPaths, progress: Callable[[int], None]
