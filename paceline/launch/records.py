@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,14 @@ from paceline.runtime.result import (
     Decision,
     Event,
     FrameTime,
+    RankReport,
     RunResult,
     SessionResult,
 )
 from paceline.runtime.spec import RunSpec
 from paceline.runtime.spool import read_spool
 
-__all__ = ["frames_of", "interrupted_result", "truth_of", "with_records"]
+__all__ = ["frames_of", "interrupted_result", "truth_of", "with_events", "with_records"]
 
 Frames = npt.NDArray[np.uint8]
 
@@ -35,9 +37,16 @@ Frames = npt.NDArray[np.uint8]
 def with_records(spec: RunSpec, result: RunResult, run_dir: Path) -> RunResult:
     """The result with its times, decisions and events. `run_dir` is the coordinator's folder. Raises `SpoolError` and
     `JournalError` where a file is damaged, and `OSError`."""
-    ranks = [replace(rank, events=read_spool(run_dir / EVENTS_FILE.format(rank.rank), Event, EVENTS_KEPT))
-             for rank in result.ranks]  # fmt: skip
+    ranks = with_events(result.ranks, run_dir)
     return replace(result, ranks=ranks, times=_times(spec, run_dir), decisions=_decisions(spec, run_dir))
+
+
+def with_events(reports: Sequence[RankReport], run_dir: Path) -> list[RankReport]:
+    """The reports with the events of their ranks. Raises `SpoolError` and `OSError`."""
+    return [
+        replace(report, events=read_spool(run_dir / EVENTS_FILE.format(report.rank), Event, EVENTS_KEPT))
+        for report in reports
+    ]
 
 
 def interrupted_result(spec: RunSpec, run_dir: Path, why: str) -> RunResult:

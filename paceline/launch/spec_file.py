@@ -22,7 +22,7 @@ __all__ = ["read_spec", "write_spec"]
 
 
 def write_spec(path: Path, spec: RunSpec | GenerateSpec) -> None:
-    """Write a spec that `read_spec` reads back, but for what only the launcher uses (a generation's `out` and
+    """Write a spec that `read_spec` reads back, but for what only the launcher uses (a generation's
     `warnings`)."""
     fields = _run_fields(spec) if isinstance(spec, RunSpec) else _generate_fields(spec)
     topology = spec.topology.model_dump(mode="json", by_alias=True)
@@ -75,6 +75,7 @@ def _generate_fields(spec: GenerateSpec) -> dict[str, Any]:
         "ignore_eos": spec.ignore_eos,
         "plain": spec.plain,
         "serial": spec.serial,
+        "out": None if spec.out is None else str(spec.out),
         "park": None if spec.park is None else str(spec.park),
         "resumed": [[str(each.folder), msgspec.to_builtins(each.session)] for each in spec.resumed],
     }
@@ -95,6 +96,7 @@ def _generate_spec(topology: Topology, fields: Mapping[str, Any]) -> GenerateSpe
         ignore_eos=msgspec.convert(fields["ignore_eos"], bool),
         plain=msgspec.convert(fields["plain"], bool),
         serial=msgspec.convert(fields["serial"], bool),
+        out=None if fields["out"] is None else Path(fields["out"]),
         park=None if fields["park"] is None else Path(fields["park"]),
         resumed=tuple(Resumed(Path(folder), msgspec.convert(it, ParkedSession)) for folder, it in fields["resumed"]),
         own=tuple(

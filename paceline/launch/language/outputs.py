@@ -4,6 +4,8 @@
 |---|---|
 | `summary.json` | the summary that the command prints; of a generation that ended early, why it did (`ended`) |
 | `texts.jsonl` | prompts and their continuations, one JSON object a line: `session`, `prompt`, `text` |
+| `trace.json` | Chrome trace of all forwards, for https://ui.perfetto.dev |
+| `gantt.png` | which rank forwarded which position, and when it waited |
 | `tiers-GROUP-RANK.png` | in which tier each block lay over time, for ranks with memory tiers |
 """
 
@@ -11,24 +13,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from paceline.launch.console import say
-from paceline.launch.outputs.atomic import write_atomic, write_bytes
+from paceline.launch.outputs.aligned import aligned
+from paceline.launch.outputs.atomic import fill, write_atomic, write_bytes
 from paceline.launch.outputs.write import tried
+from paceline.launch.records import with_events
 from paceline.launch.summary import Summary
 from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.result import RunResult
 
 __all__ = ["keep_texts", "write_language_outputs"]
 
 
-def write_language_outputs(out: Path, spec: GenerateSpec, result: LanguageResult, summary: Summary) -> None:
-    """Write the files of a generation into the folder `out`, which is made where it is missing. What could not be
-    written is added to the summary as `unsaved`, with the reasons."""
+def write_language_outputs(
+    out: Path, spec: GenerateSpec, result: LanguageResult, summary: Summary, run_dir: Path
+) -> None:
+    """Write the files of a generation into the folder `out`, which is made where it is missing. The ranks' events are
+    in `run_dir`. What could not be written is added to the summary as `unsaved`, with the reasons."""
     texts = {text.id: text.text for text in result.sessions}
     steps = _texts(out, spec, texts)
+    if not spec.serial:
+        steps |= _timeline(out, spec, result, summary, run_dir)
     for report in result.reports:
         if report.history is None:
             continue
@@ -61,6 +70,30 @@ def keep_texts(out: Path, spec: GenerateSpec, stream: Path, why: str) -> None:
     summary: Summary = {"topology": spec.topology.name, "seed": spec.seed, "ended": why}
     for lost in tried(out, _texts(out, spec, texts) | _summary(out, summary)):
         say(f"warning: not saved: {lost}")
+
+
+def _timeline(
+    out: Path, spec: GenerateSpec, result: LanguageResult, summary: Summary, run_dir: Path
+) -> dict[str, Callable[[], object]]:
+    """Trace and Gantt picture of the ranks that reported."""
+
+    @cache
+    def found() -> RunResult:
+        return aligned(RunResult([], result.wall_s, with_events(result.reports, run_dir)), prompt=0)
+
+    def trace(path: Path) -> None:
+        from paceline.launch.outputs.trace import trace_json
+
+        fill(path, trace_json(spec, found()))
+
+    def gantt(path: Path) -> None:
+        from paceline.launch.outputs.gantt import write_gantt
+
+        write_gantt(path, spec, found(), summary)
+
+    return {
+        name: partial(write_atomic, out / name, draw) for name, draw in (("trace.json", trace), ("gantt.png", gantt))
+    }
 
 
 def _texts(out: Path, spec: GenerateSpec, texts: Mapping[int, str]) -> dict[str, Callable[[], object]]:

@@ -103,7 +103,7 @@ class TextWorkload:
         self.progress(len(self.spec.prompts))
         summary = summarize_language(self.spec, result)
         if self.spec.out is not None:
-            write_language_outputs(self.spec.out, self.spec, result, summary)
+            write_language_outputs(self.spec.out, self.spec, result, summary, run_dir.path)
         if self._view is not None:
             self._view.close()
         elif self._show:

@@ -21,6 +21,7 @@ from paceline.launch.outputs.style import (
     caption,
     frame_colour,
     pass_label,
+    position_name,
     session_colour,
 )
 from paceline.launch.outputs.timeline import Pass, Steady, passes, steady
@@ -30,6 +31,8 @@ from paceline.runtime.spec import RunSpec
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from paceline.runtime.language.spec import GenerateSpec
 
 __all__ = ["write_gantt"]
 
@@ -41,10 +44,12 @@ _HEAD, _BETWEEN, _FOOT = 0.95, 0.62, 0.85  # inches above, between the two plots
 _OVERVIEW_BINS = 1600
 _LABEL_SIZES = (7.5, 6.2, 5.2)
 _PALE = 0.35
+_MANY_PASSES, _ZOOMED_PASSES = 240, 60
+"""Where nothing is periodic, as in a generation: above so many passes the middle ones are shown, few enough to read"""
 _LABEL_INCH = 0.3  # what a label of the larger size takes
 
 
-def write_gantt(path: Path, spec: RunSpec, result: RunResult, summary: Mapping[str, Any]) -> None:
+def write_gantt(path: Path, spec: RunSpec | GenerateSpec, result: RunResult, summary: Mapping[str, Any]) -> None:
     """Draw about ten periods of the steady state of an `aligned` result, and the whole run below."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -85,6 +90,9 @@ def _zoom(region: Steady | None, items: Sequence[Pass]) -> tuple[float, float]:
         return 0.0, 1e-3
     first, last = min(item.start_s for item in items), max(item.end_s for item in items)
     if region is None:
+        if len(items) > _MANY_PASSES:
+            middle = items[(len(items) - _ZOOMED_PASSES) // 2 :][:_ZOOMED_PASSES]
+            first, last = middle[0].start_s, max(item.end_s for item in middle)
         return first, max(last, first + 1e-6)
     widths = sorted(i.end_s - i.start_s for i in items if i.step >= 0 and region.start_s < i.start_s < region.end_s)
     width = widths[len(widths) // 2] if widths else 0.0
@@ -114,7 +122,12 @@ def _draw_waits(axes: Axes, result: RunResult, rows: Sequence[Lane], start: floa
 
 
 def _draw_bars(
-    axes: Axes, found: Sequence[Bar], spec: RunSpec, inch_per_s: float, inch_per_lane: float, sessions: int
+    axes: Axes,
+    found: Sequence[Bar],
+    spec: RunSpec | GenerateSpec,
+    inch_per_s: float,
+    inch_per_lane: float,
+    sessions: int,
 ) -> None:
     from matplotlib.collections import PolyCollection
 
@@ -229,10 +242,17 @@ def _draw_overview(axes: Axes, items: Sequence[Pass], ranks: Sequence[int], zoom
 
 
 def _titles(
-    figure: Figure, spec: RunSpec, result: RunResult, summary: Mapping[str, Any], region: Steady | None, height: float
+    figure: Figure,
+    spec: RunSpec | GenerateSpec,
+    result: RunResult,
+    summary: Mapping[str, Any],
+    region: Steady | None,
+    height: float,
 ) -> None:
     x = 0.25 / _WIDTH
-    figure.text(x, 1 - 0.16 / height, "Which group worked on which frame", fontsize=15, weight="bold", va="top")
+    figure.text(
+        x, 1 - 0.16 / height, f"Which group worked on which {position_name(spec)}", fontsize=15, weight="bold", va="top"
+    )
     parts = [caption(spec)]
     period = summary.get("period_ms")
     if not isinstance(period, int | float):
@@ -247,11 +267,11 @@ def _titles(
     figure.text(x, 1 - 0.5 / height, "  ·  ".join(parts), fontsize=9.5, color=QUIET, va="top")
 
 
-def _legend(figure: Figure, spec: RunSpec, sessions: Sequence[int], pieces: bool, height: float) -> None:
+def _legend(figure: Figure, spec: RunSpec | GenerateSpec, sessions: Sequence[int], pieces: bool, height: float) -> None:
     from matplotlib.patches import Patch
 
     is_world = spec.topology.workload == "world"
-    text = "T·s is step s of frame T, T·c its clean pass" if is_world else "The number is the frame's"
+    text = "T·s is step s of frame T, T·c its clean pass" if is_world else f"The number is the {position_name(spec)}"
     handles = [Patch(facecolor=frame_colour(0), alpha=_PALE, linewidth=0, label="pass waits inside")] if pieces else []
     handles += [Patch(facecolor="#f3f4f6", edgecolor="#c4c9cf", hatch="////", linewidth=0, label="idle")]
     if len(sessions) > 1:
@@ -261,7 +281,7 @@ def _legend(figure: Figure, spec: RunSpec, sessions: Sequence[int], pieces: bool
         bbox_to_anchor=(1 - _RIGHT / _WIDTH, 0.1 / height), borderaxespad=0, columnspacing=1.4,
     )  # fmt: skip
     x, y = _LEFT / _WIDTH, 0.18 / height
-    figure.text(x, y, f"Colour goes by frame, cyclic.  {text}.", fontsize=8, color=QUIET)
+    figure.text(x, y, f"Colour goes by {position_name(spec)}, cyclic.  {text}.", fontsize=8, color=QUIET)
 
 
 def _bands(rows: Sequence[Lane]) -> dict[int, tuple[float, float]]:

@@ -11,9 +11,11 @@ from paceline.runtime.spec import RunSpec
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
+    from paceline.runtime.language.spec import GenerateSpec
+
 __all__ = [
     "DPI", "FRAME_COLOURS", "GRID", "INK", "PAPER", "QUIET", "RC", "SESSION_COLOURS", "caption", "font", "frame_colour",
-    "pass_label", "session_colour", "session_letter",
+    "pass_label", "position_name", "session_colour", "session_letter",
 ]  # fmt: skip
 
 INK, QUIET, GRID, PAPER = "#1f2328", "#6a737d", "#dfe3e8", "#ffffff"
@@ -75,15 +77,24 @@ def pass_label(frame: int, step: int, last_level: int) -> str:
     return f"{frame}·{'c' if step >= last_level else step}"
 
 
-def caption(spec: RunSpec) -> str:
+def position_name(spec: RunSpec | GenerateSpec) -> str:
+    """What positions of a session are called."""
+    return "frame" if isinstance(spec, RunSpec) else "position"
+
+
+def caption(spec: RunSpec | GenerateSpec) -> str:
     """One line that says what was run: topology, mode, schedule, steps, seed."""
     topology = spec.topology
     parts = [topology.name]
     if topology.workload == "world":
         steps = topology.model.steps
         parts += [f"context {topology.context.mode.value}", f"{steps} step{'s' if steps > 1 else ''}"]
-    schedule = Schedule.serial if spec.serial else topology.schedule
-    parts += [f"schedule {schedule.value}", f"seed {spec.seed}"]
+    if isinstance(spec, RunSpec):
+        schedule = Schedule.serial if spec.serial else topology.schedule
+        parts.append(f"schedule {schedule.value}")
+    else:
+        parts.append(f"coupling {topology.speculation.coupling}")
+    parts.append(f"seed {spec.seed}")
     return "  ·  ".join(parts)
 
 

@@ -1,5 +1,7 @@
 """`trace.json`: the run in Chrome's trace event format, for https://ui.perfetto.dev and chrome://tracing.
 
+Of a generation, passes are forwards and go by the position of their first token.
+
 A process is a rank, a thread is a stage (and session, where a stage serves several), a slice is a pass with its layer
 runs inside. Arrows follow the latent: step to step across ranks, last step to decoder, decoder to sink. The process
 `run` counts frames in flight and marks late frames and decisions. Times are microseconds with three decimals.
@@ -11,15 +13,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from paceline.launch.outputs.aligned import WAIT
-from paceline.launch.outputs.style import caption, session_letter
+from paceline.launch.outputs.style import caption, position_name, session_letter
 from paceline.launch.outputs.timeline import Pass, passes
 from paceline.runtime.result import Event, RunResult
 from paceline.runtime.spec import RunSpec
+
+if TYPE_CHECKING:
+    from paceline.runtime.language.spec import GenerateSpec
 
 __all__ = ["trace_json"]
 
@@ -31,7 +36,7 @@ _WAIT_THREAD = 0
 _Trace = dict[str, Any]
 
 
-def trace_json(spec: RunSpec, result: RunResult) -> bytes:
+def trace_json(spec: RunSpec | GenerateSpec, result: RunResult) -> bytes:
     """The trace of an `aligned` result as JSON. The same result gives the same bytes."""
     return msgspec.json.encode(
         {
@@ -43,8 +48,9 @@ def trace_json(spec: RunSpec, result: RunResult) -> bytes:
 
 
 class _Tracer:
-    def __init__(self, spec: RunSpec, result: RunResult) -> None:
+    def __init__(self, spec: RunSpec | GenerateSpec, result: RunResult) -> None:
         self.topology, self.result = spec.topology, result
+        self.position_name = position_name(spec)
         everything = [event for report in result.ranks for event in report.events]
         self.waits = [event for event in everything if event.kind == WAIT]
         self.passes = passes(everything)
@@ -108,7 +114,7 @@ class _Tracer:
             "cname": _COLOUR_NAMES[item.session % len(_COLOUR_NAMES)],
             "args": {
                 "session": item.session,
-                "frame": item.frame,
+                self.position_name: item.frame,
                 "step": self._step(item.step),
                 "kind": item.kind,
                 "stage": item.stage,
@@ -120,7 +126,7 @@ class _Tracer:
         if item.kind == "prefill":
             return f"{session} · prompt frame {item.frame}"
         if item.step < 0:
-            return f"{session} · {item.kind} · frame {item.frame}"
+            return f"{session} · {item.kind} · {self.position_name} {item.frame}"
         step = self._step(item.step)
         return f"{session} · frame {item.frame} · {step if isinstance(step, str) else f'step {step}'}"
 

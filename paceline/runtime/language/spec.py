@@ -49,7 +49,7 @@ class GenerateSpec:
     serial: bool = False
     """Plain decoding in one process, one session after the other: the reference."""
     out: Path | None = None
-    """Folder for what is collected; workers don't know it."""
+    """Folder for what is collected. With one, workers write down when they computed what."""
     park: Path | None = None
     """Folder that sessions are written to when they end, with the KV of the verifiers."""
     resumed: tuple[Resumed, ...] = ()

@@ -44,6 +44,21 @@ def check(summary: dict[str, Any]) -> None:
     assert group["hits"]["nvme"] > 0 and group["moved_bytes"] > 0
 
 
+def check_trace(trace: dict[str, Any], summary: dict[str, Any]) -> None:
+    """Every forward is in it, once for each session that it served."""
+    limits = {session["id"]: session["prompt_tokens"] + 90 for session in summary["sessions"]}
+    for rank in summary["ranks"]:
+        kind = {"drafter": "draft", "verifier": "verify"}[rank["role"]]
+        slices = [event for event in trace["traceEvents"] if event["ph"] == "X" and event["pid"] == rank["rank"]]
+        forwards = [event for event in slices if event["cat"] == kind]
+        assert {event["cat"] for event in slices} <= {kind, "wait"}
+        starts = {event["ts"]: event["dur"] for event in forwards}
+        assert len(starts) == rank["passes"]
+        assert sum(starts.values()) / 1e6 == pytest.approx(rank["busy_s"], abs=2e-3)
+        assert {event["args"]["session"] for event in forwards} == set(limits)
+        assert all(0 <= event["args"]["position"] <= limits[event["args"]["session"]] for event in forwards)
+
+
 def test_two_blocks_a_layer_in_processes(models: list[str], tmp_path: Path) -> None:
     out, kv = tmp_path / "out", tmp_path / "kv"
     summary, _, errors = command(TIERED, *arguments(models), *small(kv), "--out", str(out))
@@ -56,7 +71,12 @@ def test_two_blocks_a_layer_in_processes(models: list[str], tmp_path: Path) -> N
     assert [line["prompt"] + line["text"] for line in lines] == [
         prompt + session["text"] for prompt, session in zip(("def add(", "class"), summary["sessions"], strict=True)
     ]
-    assert sorted(file.name for file in out.iterdir()) == ["summary.json", "texts.jsonl", "tiers-verifier-1.png"]
+    pictures = ["gantt.png", "tiers-verifier-1.png"]
+    assert sorted(file.name for file in out.iterdir()) == sorted(
+        ["summary.json", "texts.jsonl", "trace.json", *pictures]
+    )
+    assert all((out / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
+    check_trace(json.loads((out / "trace.json").read_text()), summary)
 
 
 @pytest.mark.slow
