@@ -2,6 +2,8 @@
 PYTHON ?= python3
 PIP := .venv/bin/pip --disable-pip-version-check
 STAMP := .venv/.installed
+# Processes that run tests beside each other. Many tests start two or more processes themselves.
+TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all check format bench clean
@@ -26,10 +28,11 @@ demo: $(STAMP)  ## run the world model and the language models, each over two gr
 		"$$(printf 'import os\n\ndef find_files(folder, suffix):\n    """Return the names of all files')"
 
 test: $(STAMP)  ## run the tests
-	.venv/bin/pytest -q
+	.venv/bin/pytest -q -n $(TEST_PROCESSES) --dist loadgroup -m "not exclusive and not exhaustive"
+	.venv/bin/pytest -q -m "exclusive and not exhaustive"
 
 test-all: test  ## run the tests, then the exhaustive ones
-	.venv/bin/pytest -q -m exhaustive
+	.venv/bin/pytest -q -n $(TEST_PROCESSES) --dist loadgroup -m exhaustive
 
 check: $(STAMP)  ## run ruff, mypy strict and the test of import directions
 	.venv/bin/ruff check .

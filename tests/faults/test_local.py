@@ -18,6 +18,8 @@ from paceline.runtime.spec import RunSpec
 from tests.faults import failing_worker
 from tests.faults.runs import Run, write_topology
 
+pytestmark = pytest.mark.exclusive
+
 
 @pytest.mark.parametrize(
     ("rank", "via", "name"),

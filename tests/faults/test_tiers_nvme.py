@@ -233,6 +233,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
     disk.go.set()
 
 
+@pytest.mark.exclusive
 def test_a_read_that_never_returns(tmp_path: Path, hanging: Hanging) -> None:
     with manager_of(HBM, 0, 100, tmp_path, LAYOUT, deadline_s=0.2, threads=2) as manager:
         first, second = pair(manager)

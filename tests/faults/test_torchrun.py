@@ -20,6 +20,8 @@ from tests.faults.runs import write_topology
 from tests.harness import ROOT, free_port, kill_tree
 from tests.launch.ways import TORCHRUN, agent, serial
 
+pytestmark = pytest.mark.exclusive
+
 
 @contextmanager
 def running(commands: Sequence[Sequence[str]], folder: Path) -> Iterator[list[subprocess.Popen[str]]]:

@@ -20,6 +20,8 @@ from paceline.launch.supervise import Supervisor
 from tests.launch.stand_ins import commands, supervise
 from tests.launch.test_run_dir import Room
 
+pytestmark = pytest.mark.exclusive
+
 
 @pytest.fixture
 def run_dir() -> Iterator[RunDir]:

@@ -287,9 +287,14 @@ def test_writes_beyond_a_block_are_refused() -> None:
 
 def test_the_mover_of_nothing_ends() -> None:
     with manager_of(8) as manager:
+        before = set(threading.enumerate())
         mover = Mover(manager.storage, lambda tier, most: [], 0)
+        (thread,) = set(threading.enumerate()) - before
         mover.take()
+        assert mover.moving == 0
         mover.close()
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_room_that_blocks_are_on_their_way_to_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,6 +181,7 @@ def test_a_late_read_spoils_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyP
     store.close()
 
 
+@pytest.mark.exclusive
 def test_a_disk_that_always_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path, MINE, 1000, 8, deadline_s=0.02, threads=1)
     slot = np.asarray([0])

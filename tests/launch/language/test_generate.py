@@ -115,6 +115,7 @@ def test_the_reference_as_a_command(models: list[str]) -> None:
 SLOW = ("--set", "inject.jitter_ms=25", *FIXED)
 
 
+@pytest.mark.exclusive
 def test_a_drafter_that_is_killed_changes_no_token(models: list[str], tmp_path: Path) -> None:
     # With patience for a loaded machine: only a loss, and no silence, is to be met here.
     patient = (*SLOW, "--set", "speculation.patience_ms=20000")
@@ -131,6 +132,7 @@ def test_a_drafter_that_is_killed_changes_no_token(models: list[str], tmp_path: 
         assert summary["tokens"]["plain"] > 100
 
 
+@pytest.mark.exclusive
 def test_a_drafter_that_is_stopped_is_decoded_past_and_ended(models: list[str], tmp_path: Path) -> None:
     with GenerateRun(tmp_path, TWO, *arguments(models, 100, 7, 1.0), *SLOW, "--json") as run:
         workers = run.until_pieces(30)
@@ -143,6 +145,7 @@ def test_a_drafter_that_is_stopped_is_decoded_past_and_ended(models: list[str], 
         assert "the drafter did not report at the end" in run.errors
 
 
+@pytest.mark.exclusive
 def test_a_verifier_that_is_killed_ends_the_run_by_name(models: list[str], tmp_path: Path) -> None:
     with GenerateRun(tmp_path, THREE, *arguments(models, 400, 7, 1.0), *SLOW, "--json") as run:
         workers = run.until_pieces(10)

@@ -16,6 +16,8 @@ from paceline.launch.run_dir import RunDir
 from paceline.launch.supervise import Supervisor
 from tests.launch.stand_ins import commands
 
+pytestmark = pytest.mark.exclusive
+
 
 @pytest.fixture
 def run_dir() -> Iterator[RunDir]:

@@ -1,0 +1,288 @@
+"""Storage against a dict of what was written: any sequence of moves, writes, releases and failures gives back its bits.
+
+A job is begun, run and finished in three separate steps, with other operations between them, as with a mover's thread.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from torch import Tensor
+
+from paceline.kernels.quantise import Axis, pack, unpack
+from paceline.tiers.errors import TierFull
+from paceline.tiers.fingerprint import fingerprint
+from paceline.tiers.layout import Slots
+from paceline.tiers.nvme import Store
+from paceline.tiers.packed_memory import stored_nbytes
+from paceline.tiers.storage import Job, Storage
+from paceline.tiers.store_file import PAGE
+from paceline.tiers.tier import Tier
+from tests.tiers.managers import LAYOUT
+
+SLOTS = Slots(hbm=3, dram=3, nvme=5)
+CPU = torch.device("cpu")
+Content = tuple[Tensor, Tensor]
+
+
+def storage_of(folder: Path, bits: int | None = None, slots: Slots = SLOTS) -> Storage:
+    """Storage of a few slots with one staging row, which is row `slots.hbm` of the home arena."""
+    nbytes = LAYOUT.block_nbytes if bits is None else stored_nbytes(LAYOUT, bits)
+    store = Store(folder, fingerprint(LAYOUT), nbytes, slots.nvme, threads=1)
+    return Storage(LAYOUT, slots, 1, CPU, store, bits)
+
+
+def tokens(seed: int, count: int = LAYOUT.block_size) -> Content:
+    made = torch.Generator().manual_seed(seed)
+    keys, values = torch.randn(2, LAYOUT.heads, count, LAYOUT.head_dim, generator=made)
+    return keys, values
+
+
+def zeros() -> Content:
+    shape = LAYOUT.heads, LAYOUT.block_size, LAYOUT.head_dim
+    return torch.zeros(shape), torch.zeros(shape)
+
+
+def read(storage: Storage, block: int) -> Content | str:
+    """The content of a block, or the kind of failure."""
+    row = int(storage.pool.row[block])
+    if row < 0:
+        row = storage.memory.hbm
+        failures = storage.stage(storage.locate(np.asarray([block])), np.asarray([row]))
+        if failures:
+            return failures[0].kind
+    home = storage.memory.home
+    return home.keys_SGBD[row].clone(), home.values_SGBD[row].clone()
+
+
+def equal(found: Content | str, expected: Content) -> bool:
+    return not isinstance(found, str) and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def damage(storage: Storage, slot: int) -> None:
+    """Flip a bit of a slot in the file. The page may be in a cache only where the file is not read by O_DIRECT."""
+    assert storage.store is not None
+    offset = PAGE + slot * storage.store.stride
+    with storage.store.open_path.open("r+b", buffering=0) as file:
+        (byte,) = os.pread(file.fileno(), 1, offset)
+        os.pwrite(file.fileno(), bytes([byte ^ 1]), offset)
+
+
+def move(storage: Storage, block: int, target: Tier) -> list[int]:
+    job = storage.begin([block], target)
+    assert job is not None
+    storage.run(job)
+    return storage.finish(job)
+
+
+class StorageMachine(RuleBasedStateMachine):
+    """`written` is what each live block must give back; `damaged` are blocks whose slot of the file was changed."""
+
+    @initialize()
+    def make(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.storage = storage_of(Path(self.folder.name))
+        self.written: dict[int, Content] = {}
+        self.damaged: set[int] = set()
+        self.jobs: list[tuple[Job, bool]] = []
+        """Jobs that are not finished, and whether they have run"""
+
+    def teardown(self) -> None:
+        if hasattr(self, "storage"):
+            assert self.storage.store is not None
+            self.storage.store.close()
+            self.folder.cleanup()
+
+    def tier(self, block: int) -> Tier:
+        return Tier(int(self.storage.pool.tier[block]))
+
+    @rule(tier=st.sampled_from([Tier.hbm, Tier.dram]))
+    def add(self, tier: Tier) -> None:
+        if not len(self.storage.free[tier]):
+            with pytest.raises(LookupError):
+                self.storage.add(tier, 0, 0, 0, -1, False)
+            return
+        block = self.storage.add(tier, 0, 0, 0, -1, False)
+        assert block not in self.written
+        self.written[block] = zeros()
+
+    @rule(data=st.data(), seed=st.integers(0, 1 << 30), offset=st.integers(0, LAYOUT.block_size - 1))
+    def write(self, data: st.DataObject, seed: int, offset: int) -> None:
+        near = [block for block in self.written if self.tier(block) is not Tier.nvme]
+        if not near:
+            return
+        block = data.draw(st.sampled_from(near))
+        count = data.draw(st.integers(1, LAYOUT.block_size - offset))
+        new = tokens(seed, count)
+        self.storage.write(block, offset, *new)
+        kept = tuple(half.clone() for half in self.written[block])
+        for half, part in zip(kept, new, strict=True):
+            half[:, offset : offset + count] = part
+        self.written[block] = kept[0], kept[1]
+
+    @rule(data=st.data(), source=st.sampled_from(list(Tier)), to=st.sampled_from(list(Tier)))
+    def begin(self, data: st.DataObject, source: Tier, to: Tier) -> None:
+        still = [b for b in self.written if self.tier(b) is source and not self.storage.pool.moving[b]]
+        if source is to or not still:
+            return
+        blocks = data.draw(st.lists(st.sampled_from(still), min_size=1, unique=True))
+        room = len(self.storage.free[to])
+        job = self.storage.begin(blocks, to)
+        assert (job is None) == (room == 0)
+        if job is not None:
+            assert job.blocks.tolist() == blocks[:room]
+            self.jobs.append((job, False))
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def run(self, data: st.DataObject) -> None:
+        index = data.draw(st.integers(0, len(self.jobs) - 1))
+        job, ran = self.jobs[index]
+        if not ran:
+            self.storage.run(job)
+            self.jobs[index] = job, True
+
+    @precondition(lambda self: any(ran for _, ran in self.jobs))
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        job, _ = data.draw(st.sampled_from([entry for entry in self.jobs if entry[1]]))
+        self.jobs = [entry for entry in self.jobs if entry[0] is not job]
+        failed = self.storage.finish(job)
+        assert set(failed) <= set(job.blocks.tolist()) & self.damaged
+        for block in failed:
+            assert self.tier(block) is job.source is Tier.nvme
+
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        if self.written:
+            block = data.draw(st.sampled_from(sorted(self.written)))
+            self.storage.remove(block)
+            del self.written[block]
+            self.damaged.discard(block)
+
+    @rule(data=st.data())
+    def break_one(self, data: st.DataObject) -> None:
+        far = [b for b in self.written if self.tier(b) is Tier.nvme and not self.storage.pool.moving[b]]
+        if far:
+            block = data.draw(st.sampled_from(far))
+            if block not in self.damaged:
+                damage(self.storage, int(self.storage.pool.slot[block]))
+                self.damaged.add(block)
+
+    @invariant()
+    def all_is_there(self) -> None:
+        if not hasattr(self, "storage"):
+            return
+        assert set(self.storage.pool.blocks().tolist()) == set(self.written)
+        for block, expected in self.written.items():
+            found = read(self.storage, block)
+            assert found == "checksum" if block in self.damaged else equal(found, expected), (block, self.tier(block))
+
+    @invariant()
+    def no_slot_has_two_owners(self) -> None:
+        if not hasattr(self, "storage"):
+            return
+        held = [(self.tier(block), int(self.storage.pool.slot[block])) for block in self.written]
+        held += [(job.target, slot) for job, _ in self.jobs for slot in job.target_slots.tolist()]
+        assert len(set(held)) == len(held)
+        for tier, free in zip(Tier, self.storage.free, strict=True):
+            assert free.taken == sum(place is tier for place, _ in held)
+            assert len(free) == free.count - free.taken
+
+
+TestStorage = StorageMachine.TestCase
+TestStorage.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_packed_blocks_lose_bits_once(tmp_path: Path, bits: int) -> None:
+    """A packed block comes back as its codes say, from dram, from nvme and in hbm."""
+    storage = storage_of(tmp_path, bits)
+    block = storage.add(Tier.hbm, 0, 0, 0, -1, False)
+    exact = tokens(3)
+    storage.write(block, 0, *exact)
+    keys, values = (
+        unpack(pack(half[None], bits, axis), half.dtype)[0]
+        for half, axis in zip(exact, (Axis.channel, Axis.token), strict=True)
+    )
+    assert equal(read(storage, block), exact)
+    assert not torch.equal(keys, exact[0])
+    for tier in (Tier.dram, Tier.nvme, Tier.dram, Tier.hbm):
+        assert move(storage, block, tier) == []
+        assert equal(read(storage, block), (keys, values))
+    # A second way down computes the scales again, from rounded values: the content changes by rounding alone.
+    for tier in (Tier.nvme, Tier.hbm):
+        assert move(storage, block, tier) == []
+        found = read(storage, block)
+        assert not isinstance(found, str)
+        torch.testing.assert_close(found, (keys, values), rtol=0, atol=1e-6)
+
+
+def test_a_slot_that_could_not_be_written_is_not_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = storage_of(tmp_path)
+    block = storage.add(Tier.hbm, 0, 0, 0, -1, False)
+    storage.write(block, 0, *tokens(1))
+    write = os.pwritev
+
+    def fails(*args: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("paceline.tiers.store_file.os.pwritev", fails)
+    assert move(storage, block, Tier.nvme) == [block]
+    monkeypatch.setattr("paceline.tiers.store_file.os.pwritev", write)
+    assert equal(read(storage, block), tokens(1))
+    assert storage.failures == {"write": 1}
+    assert len(storage.free[Tier.nvme]) == SLOTS.nvme - 1
+    assert move(storage, block, Tier.nvme) == []
+    assert equal(read(storage, block), tokens(1))
+    assert len(storage.free[Tier.nvme]) == SLOTS.nvme - 2
+
+
+def test_a_lost_block_takes_its_slot_with_it(tmp_path: Path) -> None:
+    storage = storage_of(tmp_path)
+    block = storage.add(Tier.dram, 0, 0, 0, -1, False)
+    move(storage, block, Tier.nvme)
+    storage.pool.lost[block] = True
+    storage.remove(block)
+    assert len(storage.free[Tier.nvme]) == SLOTS.nvme - 1
+    assert storage.free[Tier.nvme].taken == 0
+
+
+def test_dram_grows_around_what_lies_in_it(tmp_path: Path) -> None:
+    storage = storage_of(tmp_path)
+    blocks = [storage.add(Tier.dram, 0, 0, 0, -1, False) for _ in range(SLOTS.dram)]
+    for block in blocks:
+        storage.write(block, 0, *tokens(block))
+    assert not len(storage.free[Tier.dram])
+    storage.grow_dram(2)
+    blocks += [storage.add(Tier.dram, 0, 0, 0, -1, False) for _ in range(2)]
+    for block in blocks[-2:]:
+        storage.write(block, 0, *tokens(block))
+    assert all(equal(read(storage, block), tokens(block)) for block in blocks)
+
+
+def test_without_a_store_nothing_goes_to_nvme() -> None:
+    storage = Storage(LAYOUT, Slots(2, 2, 1), 0, CPU, None)
+    block = storage.add(Tier.hbm, 0, 0, 0, -1, False)
+    job = storage.begin([block], Tier.nvme)
+    assert job is not None
+    with pytest.raises(TierFull, match="there is no nvme tier"):
+        storage.run(job)
+
+
+def test_who_leaves_hbm_is_told_before_it_does(tmp_path: Path) -> None:
+    storage = storage_of(tmp_path)
+    block = storage.add(Tier.hbm, 0, 0, 0, -1, False)
+    seen: list[tuple[list[int], Tier]] = []
+    storage.leaving = lambda blocks: seen.append((blocks.tolist(), Tier(int(storage.pool.tier[blocks[0]]))))
+    for tier in (Tier.dram, Tier.nvme, Tier.hbm, Tier.nvme):
+        move(storage, block, tier)
+    assert seen == [([block], Tier.hbm)] * 2
