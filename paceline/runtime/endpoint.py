@@ -13,6 +13,7 @@ from paceline.pipeline.topology import Topology, Transport
 from paceline.runtime.channels import ChannelStatistics, Inlet, LocalInlet, LocalOutlet, Outlet, Route
 from paceline.runtime.channels_dist import DistInlet, DistOutlet, use_here
 from paceline.runtime.channels_zmq import ZmqInlet, ZmqOutlet
+from paceline.runtime.credit_returns import CreditReturns
 from paceline.runtime.errors import ChannelError, MalformedError, MisroutedError, OversizedError, PeerLost
 from paceline.runtime.inbox import Inbox
 from paceline.runtime.links import Links
@@ -28,9 +29,8 @@ class Endpoint:
     """Sends items to other ranks and receives theirs; credits, epochs and failures included.
 
     `routes` are all routes of the run, or at least those that begin or end at this rank; the run can do without the
-    ranks in `expendable`. The worker thread calls
-    everything here; other threads only deliver. Use it as a context manager: leaving it with an exception tells the
-    peers, who then raise `PeerLost` with its text.
+    ranks in `expendable`. The worker thread calls everything here; other threads only deliver. Use it as a context
+    manager: leaving it with an exception tells the peers, who then raise `PeerLost` with its text.
     """
 
     def __init__(
@@ -56,10 +56,9 @@ class Endpoint:
         self._controls: deque[tuple[int, str, bytes]] = deque()
         self._failure: BaseException | None = None
         self._failing = threading.Lock()
-        self._owing = threading.Lock()
+        self._returns = CreditReturns(topology, self._send_credits)
         self._worker = threading.get_ident()
         self._links: Links | None = None
-        self._owed: dict[int, dict[tuple[int, int], tuple[int, int]]] = {}
         self._started = self._closed = False
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -199,31 +198,19 @@ class Endpoint:
             if source == self.rank:
                 self._outlets[edge, source].credit(session, items, nbytes)
                 self._inbox.changed()
-                continue
-            # A receiving thread gives back what it discards, beside the worker.
-            with self._owing:
-                owed = self._owed.setdefault(source, {})
-                owed_items, owed_bytes = owed.get((edge, session), (0, 0))
-                owed[edge, session] = items, nbytes = owed_items + items, owed_bytes + nbytes
-            spec = self._topology.edges[edge]
-            if 2 * items >= spec.inflight or 2 * nbytes >= spec.bytes:
-                self._pay(source)
+            else:
+                self._returns.owe(source, edge, session, items, nbytes)
 
     def flush(self) -> None:
         """Send all credit that is owed; `wait` does so before it sleeps."""
-        for source in list(self._owed):
-            self._pay(source)
+        self._returns.flush()
 
-    def _pay(self, source: int) -> None:
-        """Send what credit is owed to a rank."""
-        with self._owing:
-            owed = self._owed.pop(source, None)
+    def _send_credits(self, source: int, returned: Sequence[Returned]) -> None:
         links = self._links
-        if not owed or links is None or source in links.mesh.departed:
+        if links is None or source in links.mesh.departed:
             return
-        returned = tuple(Returned(edge, session, *counts) for (edge, session), counts in owed.items())
         try:
-            links.mesh.send(source, [encode(CreditReturn(returned))])
+            links.mesh.send(source, [encode(CreditReturn(tuple(returned)))])
         except PeerLost as error:
             # What it sent is here and good. If it left without a goodbye, check() will say so.
             links.mesh.suspect(source, error.reason)

@@ -31,7 +31,7 @@ def stored_nbytes(layout: Layout, bits: int) -> int:
 
 class PackedMemory(Memory):
     """Blocks are packed on the way down and unpacked on the way up; keys have scales for each channel, values for each
-    token. Going up and down again loses no more."""
+    token. Going up and down again loses no more, but for rounding."""
 
     stored_in_place = False
 
