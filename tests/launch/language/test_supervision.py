@@ -25,6 +25,9 @@ def run_dir() -> Iterator[RunDir]:
         yield folder
 
 
+DONE = "(paths.path / 'done').touch()"
+
+
 def supervise(run_dir: RunDir, made: list[WorkerCommand], hang_timeout_s: float = 30.0) -> None:
     with Interrupts() as interrupts:
         Supervisor(made, run_dir, interrupts, hang_timeout_s).run()
@@ -32,15 +35,20 @@ def supervise(run_dir: RunDir, made: list[WorkerCommand], hang_timeout_s: float 
 
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "raise ValueError('no')"])
 def test_it_may_fail_once_it_has_joined(end: str, run_dir: RunDir) -> None:
-    made = commands(run_dir, [end, "[(time.sleep(0.02), progress(n)) for n in range(25)]"])
+    made = commands(run_dir, [end, f"[(time.sleep(0.02), progress(n)) for n in range(25)]\n{DONE}"])
     supervise(run_dir, [replace(made[0], expendable=True), made[1]])
+    # The other worker was not stopped: it came to its end. Where nothing is expendable, the same failure ends the run.
+    assert (run_dir.path / "done").exists()
+    with pytest.raises(RunFailedError, match="worker rank 0"):
+        supervise(run_dir, made)
 
 
 def test_it_may_hang_and_is_ended(run_dir: RunDir) -> None:
-    made = commands(run_dir, ["time.sleep(100)", "[(time.sleep(0.02), progress(n)) for n in range(40)]"])
+    made = commands(run_dir, ["time.sleep(100)", f"[(time.sleep(0.02), progress(n)) for n in range(40)]\n{DONE}"])
     begin = time.monotonic()
     supervise(run_dir, [replace(made[0], expendable=True), made[1]], hang_timeout_s=0.3)
     assert time.monotonic() - begin < 20
+    assert (run_dir.path / "done").exists()
 
 
 def test_others_wait_for_it_to_join_so_its_failure_before_that_ends_the_run(run_dir: RunDir) -> None:
