@@ -286,3 +286,18 @@ def test_who_leaves_hbm_is_told_before_it_does(tmp_path: Path) -> None:
     for tier in (Tier.dram, Tier.nvme, Tier.hbm, Tier.nvme):
         move(storage, block, tier)
     assert seen == [([block], Tier.hbm)] * 2
+
+
+@pytest.mark.parametrize("target", [Tier.dram, Tier.nvme])
+def test_a_write_after_the_copy_and_before_its_end_is_kept(target: Tier, tmp_path: Path) -> None:
+    storage = storage_of(tmp_path)
+    block = storage.add(Tier.hbm, 0, 0, 0, -1, False)
+    storage.write(block, 0, *tokens(1))
+    job = storage.begin([block], target)
+    assert job is not None
+    storage.run(job)
+    storage.write(block, 0, *tokens(2))
+    assert storage.finish(job) == []
+    assert storage.pool.tier[block] == Tier.hbm and not storage.pool.moving[block]
+    assert equal(read(storage, block), tokens(2))
+    assert len(storage.free[target]) == storage.free[target].count
