@@ -19,21 +19,26 @@ TABLES = re.findall(r"^\| key \| default \| meaning \|\n\|[-|]+\n((?:\|.*\n)+)",
 ROWS = dict(re.findall(r"^\| `([^`]+)` \|(.*?)\|", "".join(TABLES), re.MULTILINE))
 
 
-def fields(path: tuple[str | int, ...] = ()) -> dict[str, FieldInfo]:
-    """Every key of a topology, as a pattern, with its field."""
+def fields() -> dict[str, FieldInfo]:
+    """Every key of a topology of any workload, as a pattern, with its field; `world` is the workload by default."""
+    return fields_of("language") | fields_of("sleep") | fields_of("world")
+
+
+def fields_of(workload: str, path: tuple[str | int, ...] = ()) -> dict[str, FieldInfo]:
+    """Every key of a workload's topologies."""
     found: dict[str, FieldInfo] = {}
-    slot = slot_at(path)
+    slot = slot_at(path, workload)
     assert slot is not None
     if slot.model is None:
         for inside in ("x", 0):
             below = slot.below(inside)
             if below is not None and below.model:
-                return fields((*path, inside))
+                return fields_of(workload, (*path, inside))
         return {}
     for name, field in slot.model.model_fields.items():
         below_path = (*path, field.alias or name)
         found[pattern(below_path)] = field
-        found |= fields(below_path)
+        found |= fields_of(workload, below_path)
     return found
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from paceline.launch.errors import ArgumentError
 from paceline.launch.weights import read_model_file
 from paceline.launch.world_tiers import check_world_tiers
 from paceline.pipeline.problem import Problem
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.topology import LanguageTopology, Topology
 
 __all__ = ["check_curve", "check_policies", "file_problems"]
 
@@ -51,7 +52,7 @@ def _either(names: Sequence[str]) -> str:
 
 def file_problems(topology: Topology) -> Iterator[Problem]:
     """What is wrong with the files of a topology, and with its memory tiers for the models in them."""
-    checks: list[Callable[[Topology], object]] = [check_curve, check_policies]
+    checks: list[Callable[[Any], object]] = [check_curve, check_policies]
     checks += [_check_language] if topology.workload == "language" else [read_model_file, _check_world_tiers]
     for check in checks:
         try:
@@ -66,7 +67,7 @@ def _check_world_tiers(topology: Topology) -> None:
     check_world_tiers(topology, frames=1, sessions=1)
 
 
-def _check_language(topology: Topology) -> None:
+def _check_language(topology: LanguageTopology) -> None:
     # Imported here: Transformers takes seconds, and other workloads need none.
     from paceline.launch.language.tiers import check_tiers_hold
     from paceline.runtime.language.models import Models

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from paceline.launch.errors import ArgumentError
 from paceline.pipeline.context import Context
-from paceline.pipeline.topology import LatePolicy, Topology
+from paceline.pipeline.topology import FrameTopology, LatePolicy
 from paceline.runtime.journal import JournalError, read_decisions
 from paceline.runtime.result import Decision
 
@@ -25,10 +25,10 @@ def read_journal(path: Path) -> list[Decision]:
         raise ArgumentError(f"{error}; give the journal.jsonl of an earlier --out, unchanged") from error
 
 
-def check_replay(path: Path, decisions: Sequence[Decision], topology: Topology) -> None:
+def check_replay(path: Path, decisions: Sequence[Decision], topology: FrameTopology) -> None:
     """Raise `ArgumentError` where a decision of a journal can't be taken in this topology: a step that the model does
     not have, or that lies too far behind the one at which the frame before began."""
-    spec, steps = topology.context, topology.model.steps
+    spec, steps = topology.context, topology.steps
     firsts: dict[int, dict[int, int]] = {}
     for decision in decisions if topology.workload == "world" else ():
         if decision.what == LatePolicy.fewer_steps:

@@ -9,7 +9,7 @@ from pathlib import Path
 from paceline.launch.recording import Recording
 from paceline.pipeline.context import Context
 from paceline.pipeline.tiers import TierSpec
-from paceline.pipeline.topology import StageKind, Topology
+from paceline.pipeline.topology import StageKind, WorldTopology
 from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec
 from paceline.stages.dit import DiT
@@ -21,7 +21,7 @@ from paceline.tiers.traces.writer import TraceWriter
 __all__ = ["record_world"]
 
 
-def record_world(topology: Topology, out: Path, frames: int, sessions: int, seed: int) -> Recording:
+def record_world(topology: WorldTopology, out: Path, frames: int, sessions: int, seed: int) -> Recording:
     """Make frames as the serial reference does, session after session, and write the trace `out`. A step of it is one
     pass of the model. Raises `FileNotFoundError` for missing weights and `OSError`."""
     name, size = _blocks_of(topology)
@@ -46,7 +46,7 @@ def record_world(topology: Topology, out: Path, frames: int, sessions: int, seed
     return Recording(recorder.steps, recorder.most, out.stat().st_size)
 
 
-def _blocks_of(topology: Topology) -> tuple[str, int]:
+def _blocks_of(topology: WorldTopology) -> tuple[str, int]:
     """The group that the trace is named after, and how many tokens a block has there."""
     groups = [stage.group for stage in topology.stages.values() if stage.kind is StageKind.denoise]
     for group in groups:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from paceline.launch.errors import SpecError
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.topology import FrameTopology, LanguageTopology, Topology, topology_model
 from paceline.runtime.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -33,10 +33,16 @@ def read_spec(path: Path) -> RunSpec | GenerateSpec:
     """Read a spec that `write_spec` wrote. Raises `SpecError`."""
     try:
         fields = json.loads(path.read_text())
-        topology = Topology.model_validate_json(json.dumps(fields["topology"]), strict=True)
+        topology = topology_model(fields["topology"]["workload"]).model_validate_json(
+            json.dumps(fields["topology"]), strict=True
+        )
         return _generate_spec(topology, fields) if topology.workload == "language" else _run_spec(topology, fields)
     except (OSError, ValueError, TypeError, LookupError, RecursionError, msgspec.MsgspecError) as error:
         raise SpecError(f"{path}: is no spec of a run that can be read: {error!r}; start the run again") from error
+
+
+def _read_topology(fields: Mapping[str, Any]) -> Topology:
+    return topology_model(fields["workload"]).model_validate_json(json.dumps(fields), strict=True)
 
 
 def _run_fields(spec: RunSpec) -> dict[str, Any]:
@@ -51,7 +57,7 @@ def _run_fields(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def _run_spec(topology: Topology, fields: Mapping[str, Any]) -> RunSpec:
+def _run_spec(topology: FrameTopology, fields: Mapping[str, Any]) -> RunSpec:
     return RunSpec(
         topology=topology,
         frames=msgspec.convert(fields["frames"], int),
@@ -81,7 +87,7 @@ def _generate_fields(spec: GenerateSpec) -> dict[str, Any]:
     }
 
 
-def _generate_spec(topology: Topology, fields: Mapping[str, Any]) -> GenerateSpec:
+def _generate_spec(topology: LanguageTopology, fields: Mapping[str, Any]) -> GenerateSpec:
     # Imported here: frames need none of it.
     from paceline.runtime.language.parked import ParkedSession
     from paceline.runtime.language.spec import GenerateSpec, Resumed, SessionOptions

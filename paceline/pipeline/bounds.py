@@ -11,12 +11,12 @@ from paceline.pipeline.costs import Costs
 from paceline.pipeline.flow import compute_chain
 from paceline.pipeline.placement import Placement
 from paceline.pipeline.program import ModelShape
-from paceline.pipeline.topology import ContextMode, Schedule, StageKind, Topology
+from paceline.pipeline.topology import ContextMode, FrameTopology, Schedule, StageKind
 
 __all__ = ["busiest_s", "loop_s", "rank_work_s", "stage_work_s"]
 
 
-def stage_work_s(topology: Topology, costs: Costs, stage: str) -> float:
+def stage_work_s(topology: FrameTopology, costs: Costs, stage: str) -> float:
     """Compute of a stage for one frame of one session: all its passes, or its one item."""
     cost = costs.pass_s.get(stage, 0.0)
     if topology.stages[stage].kind is not StageKind.denoise:
@@ -30,7 +30,7 @@ def stage_work_s(topology: Topology, costs: Costs, stage: str) -> float:
     return cost * passes
 
 
-def rank_work_s(topology: Topology, costs: Costs, sessions: int) -> list[float]:
+def rank_work_s(topology: FrameTopology, costs: Costs, sessions: int) -> list[float]:
     """By rank: compute for one frame of every session. With `schedule: serial` one rank does all."""
     placement = Placement(topology)
     work = [0.0] * placement.world_size
@@ -41,13 +41,13 @@ def rank_work_s(topology: Topology, costs: Costs, sessions: int) -> list[float]:
     return work
 
 
-def busiest_s(topology: Topology, costs: Costs, sessions: int) -> float:
+def busiest_s(topology: FrameTopology, costs: Costs, sessions: int) -> float:
     """The busiest rank's work for one frame of every session. With a stage on each rank: max_s t_s for `wavefront` and
     one session, max_s (t_s + t_{S-1-s}) for `mirrored` and a pair (DualPipe), the sum of all for `serial`."""
     return max(rank_work_s(topology, costs, sessions))
 
 
-def loop_s(topology: Topology, shape: ModelShape, costs: Costs) -> float:
+def loop_s(topology: FrameTopology, shape: ModelShape, costs: Costs) -> float:
     """The longest loop through latents forward and KV back, which holds up one session even if all ranks are free.
 
     clean: all passes of a frame, one after another. cascade, between neighbours a and b = a + 1 on different stages:
@@ -56,7 +56,7 @@ def loop_s(topology: Topology, shape: ModelShape, costs: Costs) -> float:
     hops. Other sessions can fill what this leaves idle. staggered: the same loop with whole passes, over two slots.
     matched: none."""
     mode = topology.context.mode
-    if topology.workload != "world" or topology.schedule in (Schedule.serial, Schedule.batched):
+    if not topology.reads_context or topology.schedule in (Schedule.serial, Schedule.batched):
         return 0.0
     chain = compute_chain(topology)
     if mode is ContextMode.clean:
@@ -80,7 +80,7 @@ def loop_s(topology: Topology, shape: ModelShape, costs: Costs) -> float:
     return longest
 
 
-def _hop_s(topology: Topology, costs: Costs, source: str, target: str, carries: str, nbytes: int) -> float:
+def _hop_s(topology: FrameTopology, costs: Costs, source: str, target: str, carries: str, nbytes: int) -> float:
     """Time of a message between two stages, or 0 where no edge joins them or they share a rank."""
     placement = Placement(topology)
     for edge in topology.edges:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from paceline.pipeline.program import Unit, UnitKind
-from paceline.pipeline.topology import Topology, Transport
+from paceline.pipeline.topology import FrameTopology, Transport
 
 __all__ = ["DEFAULT_LINKS", "Costs", "Link", "costs_from"]
 
@@ -66,7 +66,7 @@ class Costs:
         return self.links.get(Transport.local if same_rank else transport, Link())
 
 
-def costs_from(topology: Topology, measured: Mapping[str, object] | None = None) -> Costs:
+def costs_from(topology: FrameTopology, measured: Mapping[str, object] | None = None) -> Costs:
     """Costs as the topology gives them (`ms` of its stages) or, where `measured` is the summary of a run, from its
     `stage_ms`: milliseconds of one pass or item by stage.
 

@@ -110,11 +110,11 @@ class DenoiseProgram(Program):
 
     def _runs(self, step: int) -> bool:
         # In matched mode nobody reads the finished frame, so it has no clean pass.
-        return not (step == self.topology.model.steps and self.context.mode is ContextMode.matched)
+        return not (step == self.topology.steps and self.context.mode is ContextMode.matched)
 
     def _passes(self, slot: int) -> list[Row]:
         """The passes of a slot, as if the session had no end."""
-        steps = self.topology.model.steps
+        steps = self.topology.steps
         rows = []
         for step in reversed(self.steps):
             if self.context.mode is ContextMode.clean:
@@ -142,7 +142,7 @@ class DenoiseProgram(Program):
 
     def _prefill(self, frame: int) -> Unit:
         takes = tuple(Key(edge, self.session, frame) for edge in self.inputs)
-        row = Row(frame, self.topology.model.steps)
+        row = Row(frame, self.topology.steps)
         return Unit(
             self.stage,
             self.session,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from paceline.pipeline.topology import ContextMode, StageKind, Topology
+from paceline.pipeline.topology import ContextMode, FrameTopology, StageKind, Topology, WorldTopology
 
 __all__ = ["compute_chain", "item_cycle", "needed_item_edges", "needed_kv_edges", "stages_of"]
 
@@ -30,7 +30,7 @@ def compute_chain(topology: Topology) -> list[str]:
     return [name for name in passed if name in topology.stages and topology.stages[name].kind == StageKind.sleep]
 
 
-def needed_item_edges(topology: Topology) -> list[tuple[str, str]]:
+def needed_item_edges(topology: WorldTopology) -> list[tuple[str, str]]:
     """Item edges of a world whose steps are all placed: source, denoise stages in step order, decode, sink. A clean
     pass on a stage of its own hangs off the last step's stage, which sends the finished frame to it and to decode."""
     chain = compute_chain(topology)
@@ -43,7 +43,7 @@ def needed_item_edges(topology: Topology) -> list[tuple[str, str]]:
     return [*pairwise(path), *((main[-1], name) for name in aside if main)]
 
 
-def needed_kv_edges(topology: Topology) -> list[tuple[str, str]]:
+def needed_kv_edges(topology: FrameTopology) -> list[tuple[str, str]]:
     """KV edges between denoise stages that the context mode reads. A stage's own KV needs none."""
     chain = compute_chain(topology)
     match topology.context.mode:

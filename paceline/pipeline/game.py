@@ -17,7 +17,7 @@ from paceline.pipeline.key import Key
 from paceline.pipeline.program import ModelShape, Program, Unit, UnitKind
 from paceline.pipeline.programs import program_for
 from paceline.pipeline.tokens import Tokens
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.topology import FrameTopology
 from paceline.pipeline.unit import MAY_END
 
 __all__ = ["Game", "items_across", "notify", "remember"]
@@ -29,7 +29,7 @@ State = tuple[object, ...]
 class Game:
     """One session. `first_steps` are decisions of `fewer_steps` by frame."""
 
-    topology: Topology
+    topology: FrameTopology
     streams: dict[str, Stream]
     tokens: Tokens
     first_steps: Mapping[int, int]
@@ -44,7 +44,7 @@ class Game:
     @classmethod
     def start(
         cls,
-        topology: Topology,
+        topology: FrameTopology,
         shape: ModelShape,
         end: int | None = None,
         first_steps: Mapping[int, int] | None = None,
@@ -120,7 +120,7 @@ def notify(program: Program, unit: Unit, end: int | None, first_step: int) -> No
 
 
 def items_across(
-    topology: Topology, shape: ModelShape, slot: int, first_steps: Mapping[int, int] | None = None
+    topology: FrameTopology, shape: ModelShape, slot: int, first_steps: Mapping[int, int] | None = None
 ) -> dict[Key, int]:
     """The items that units of slots before `slot` give and do not take, with their bytes: what the receivers of a
     session have to hold for it to go on from there.
@@ -131,7 +131,7 @@ def items_across(
     decisions = first_steps or {}
     given: dict[Key, int] = {}
     taken: set[Key] = set()
-    context, mode, steps = topology.context, topology.context.mode, topology.model.steps
+    context, mode, steps = topology.context, topology.context.mode, topology.steps
     near = 2 * (max(context.window, steps) + steps + 3)
     oldest = slot // slot_of(mode, steps, 1, 0) - near
     begins = slot_of(mode, steps, oldest, 0) if oldest > context.prompt else None

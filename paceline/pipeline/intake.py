@@ -12,7 +12,7 @@ from itertools import groupby
 
 from paceline.pipeline.context import Context, Read, slot_of
 from paceline.pipeline.key import Key
-from paceline.pipeline.topology import ContextMode, Topology
+from paceline.pipeline.topology import ContextMode, FrameTopology
 from paceline.pipeline.unit import ModelShape, Row, kv_part, kv_run
 
 __all__ = ["Intake"]
@@ -22,7 +22,7 @@ __all__ = ["Intake"]
 class Intake:
     """The KV edges into one stage, for one session. Passes are asked for in their order, each once."""
 
-    topology: Topology
+    topology: FrameTopology
     shape: ModelShape
     stage: str
     session: int

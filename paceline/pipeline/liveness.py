@@ -31,7 +31,7 @@ from paceline.pipeline.game import Game
 from paceline.pipeline.program import ModelShape, Unit
 from paceline.pipeline.reduced import is_live_chain, with_few_credits, with_short_context, with_short_prompt
 from paceline.pipeline.sizes import format_size
-from paceline.pipeline.topology import LatePolicy, Topology
+from paceline.pipeline.topology import FrameTopology, LatePolicy
 
 __all__ = ["Deadlock", "Limits", "Verdict", "Wait", "check_liveness", "explore"]
 
@@ -70,7 +70,7 @@ class Deadlock:
     closed: bool
     fix: dict[int, Limits]
     """By edge: the smallest limits that free it (see `_fix`). Empty where no limit does."""
-    topology: Topology
+    topology: FrameTopology
 
     def __str__(self) -> str:
         first = self.cycle[0]
@@ -106,13 +106,13 @@ class Verdict:
     """Units that ran, in all games that were played for it"""
 
 
-def check_liveness(topology: Topology, shape: ModelShape) -> Deadlock | None:
+def check_liveness(topology: FrameTopology, shape: ModelShape) -> Deadlock | None:
     """None where no run of the topology can deadlock (see the module for what that rests on), else how it does."""
     if is_live_chain(topology):
         return None
     whole, topology = topology, with_short_prompt(with_short_context(topology))
     decisions: list[dict[int, int]] = [{}]
-    if topology.on_late is LatePolicy.fewer_steps and topology.workload == "world":
+    if topology.on_late is LatePolicy.fewer_steps:
         decisions += _decisions(topology)
     for first_steps in decisions:
         if explore(with_few_credits(topology), shape, first_steps).live:
@@ -126,13 +126,13 @@ def check_liveness(topology: Topology, shape: ModelShape) -> Deadlock | None:
     return None
 
 
-def _reach(topology: Topology) -> int:
+def _reach(topology: FrameTopology) -> int:
     """How many frames around its own a pass depends on, at most."""
-    near = max(topology.context.window, topology.model.steps if topology.context.recall else 0)
-    return near + topology.context.sinks + topology.model.steps + 2
+    near = max(topology.context.window, topology.steps if topology.context.recall else 0)
+    return near + topology.context.sinks + topology.steps + 2
 
 
-def _frames(topology: Topology) -> int:
+def _frames(topology: FrameTopology) -> int:
     buffered = max((edge.inflight for edge in topology.edges if edge.carries == "item"), default=1)
     stages = len(topology.stages)
     # Room for the start, for the ends of the chain to drift apart as far as credits let them, and for a few
@@ -140,10 +140,10 @@ def _frames(topology: Topology) -> int:
     return 4 * _reach(topology) + min(buffered, 64) * stages + 16
 
 
-def explore(topology: Topology, shape: ModelShape, first_steps: Mapping[int, int] | None = None) -> Verdict:
+def explore(topology: FrameTopology, shape: ModelShape, first_steps: Mapping[int, int] | None = None) -> Verdict:
     """Play until nothing can run or the state repeats, and then sessions that start at each slot boundary of a period
     and end at each frame of one. With decisions, play one session to its end."""
-    prompt = topology.context.prompt if topology.workload == "world" else 0
+    prompt = topology.prompt_frames
     if first_steps:
         return _to_the_end(Game.start(topology, shape, prompt + _frames(topology), first_steps), 0)
     game = Game.start(topology, shape)
@@ -165,9 +165,9 @@ def explore(topology: Topology, shape: ModelShape, first_steps: Mapping[int, int
         seen[state] = base
 
 
-def _parts_of_a_session(topology: Topology, shape: ModelShape, whole: Game, first: int, last: int) -> Verdict:
+def _parts_of_a_session(topology: FrameTopology, shape: ModelShape, whole: Game, first: int, last: int) -> Verdict:
     """Sessions that start at each slot boundary between two frames, and end some frames later, at one after another."""
-    mode, steps = topology.context.mode, topology.model.steps
+    mode, steps = topology.context.mode, topology.steps
     start, fired = slot_of(mode, steps, first, 0), whole.fired
     for number in range(slot_of(mode, steps, last, 0) - start):
         end = first + number // slot_of(mode, steps, 1, 0) + steps + 2 + number % (last - first)
@@ -189,9 +189,9 @@ def _to_the_end(game: Game, fired: int) -> Verdict:
     return Verdict(True, False, game, fired + game.fired)
 
 
-def _decisions(topology: Topology) -> list[dict[int, int]]:
+def _decisions(topology: FrameTopology) -> list[dict[int, int]]:
     """Every constant decision, and random ones, as far as a context allows them."""
-    spec, steps = topology.context, topology.model.steps
+    spec, steps = topology.context, topology.steps
     end = spec.prompt + _frames(topology)
     found: list[dict[int, int]] = []
     source = random.Random(0)
@@ -245,14 +245,14 @@ def _wait(game: Game, unit: Unit) -> Wait:
 # -- fixing ------------------------------------------------------------------------------------------------------------
 
 
-def _with_limits(topology: Topology, limits: dict[int, Limits]) -> Topology:
+def _with_limits(topology: FrameTopology, limits: dict[int, Limits]) -> FrameTopology:
     edges = list(topology.edges)
     for index, limit in limits.items():
         edges[index] = edges[index].model_copy(update={"inflight": limit.inflight, "bytes": limit.bytes})
     return topology.model_copy(update={"edges": tuple(edges)})
 
 
-def _fix(topology: Topology, shape: ModelShape, first_steps: dict[int, int]) -> dict[int, Limits]:
+def _fix(topology: FrameTopology, shape: ModelShape, first_steps: dict[int, int]) -> dict[int, Limits]:
     """Raise the limits on the cycle, twofold each time, until it runs; then lower each again as far as it still does.
     More credit never stops a persistent net, so the search may bisect. It ends after `_MOST_UNITS` units: where a
     topology is so large, the limits are large enough and may not be the smallest."""

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from paceline.pipeline.document import Document
 from paceline.pipeline.override import apply_override
 from paceline.pipeline.problem import KeyPath, Problem, TopologyError
-from paceline.pipeline.schema import UNKNOWN_KEY, intended_path, pattern, problems_of, slot_at
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.schema import UNKNOWN_KEY, intended_path, pattern, problems_of, slot_at, workload_in
+from paceline.pipeline.topology import Topology, topology_model
 from paceline.pipeline.validate import UNKNOWN, check_world_size, validate
 
 __all__ = ["check_topology", "load_topology"]
@@ -73,7 +73,9 @@ def check_topology(
     seen = {problem.path for problem in problems}
     problems += [document.locate(problem) for problem in parsed.problems if problem.path not in seen]
     if parsed.topology is not None:
-        broken = parsed.broken | {key for problem in document.problems for key in _touched(problem.path, False)}
+        broken = parsed.broken | {
+            key for problem in document.problems for key in _touched(problem.path, False, parsed.workload)
+        }
         found = validate(parsed.topology, broken)
         if world_size is not None and "groups.*.ranks" not in broken:
             found += check_world_size(parsed.topology, world_size)
@@ -94,6 +96,7 @@ class _Parsed:
     """What pydantic made of the data. Where values were wrong, `topology` has stand-ins for them, and `broken` names
     what can't be relied on, as patterns such as `stages.*.steps`."""
 
+    workload: str
     topology: Topology | None
     problems: list[Problem]
     broken: frozenset[str]
@@ -101,28 +104,34 @@ class _Parsed:
 
 def _parse(data: object) -> _Parsed:
     """Validate data; where that fails, once more without the wrong values."""
+    workload = workload_in(data)
     try:
-        return _Parsed(_validated(data), [], frozenset())
+        return _Parsed(workload, _validated(data, workload), [], frozenset())
     except ValidationError as error:
         problems = problems_of(error, data)
     patched = deepcopy(data)
     broken: set[str] = set()
     for problem in problems:
-        broken |= _touched(problem.path, problem.wrong == UNKNOWN_KEY)
-        _patch(patched, problem.path)
+        broken |= _touched(problem.path, problem.wrong == UNKNOWN_KEY, workload)
+        _patch(patched, problem.path, workload)
+    if "workload" in broken:
+        # Whether a key is of another workload can't be known.
+        problems = [problem for problem in problems if not problem.wrong.startswith("has no meaning")]
     try:
-        return _Parsed(_validated(patched), problems, frozenset(broken))
+        return _Parsed(workload, _validated(patched, workload), problems, frozenset(broken))
     except ValidationError:
-        return _Parsed(None, problems, frozenset(broken))
+        return _Parsed(workload, None, problems, frozenset(broken))
 
 
-def _validated(data: object) -> Topology:
+def _validated(data: object, workload: str) -> Topology:
     """Strict as JSON is: no number from text, no flag as a number, but text for a choice and lists for tuples."""
-    return Topology.model_validate_json(json.dumps(data), strict=True)
+    return topology_model(workload).model_validate_json(json.dumps(data), strict=True)
 
 
-def _patch(data: Any, path: KeyPath) -> None:
+def _patch(data: Any, path: KeyPath, workload: str) -> None:
     """Take the wrong value at a path out, or put its stand-in there."""
+    while len(path) > 1 and slot_at(path[:-1], workload) is None:
+        path = path[:-1]
     stand_in = _STAND_INS.get(pattern(path))
     for segment in path[:-1]:
         data = data[segment]
@@ -136,15 +145,15 @@ def _patch(data: Any, path: KeyPath) -> None:
         data[int(path[-1])] = 0
 
 
-def _touched(path: KeyPath, unknown: bool) -> set[str]:
+def _touched(path: KeyPath, unknown: bool, workload: str) -> set[str]:
     """Patterns of the fields that a problem at this path makes unreliable: those at it, above it and below it. An
     unknown key may be a slip of the pen for its nearest neighbour."""
     if unknown:
-        path = intended_path(path)
-    slot = slot_at(path)
+        path = intended_path(path, workload)
+    slot = slot_at(path, workload)
     above = {pattern(path[:length]) for length in range(1, len(path) + 1)}
     below: Iterable[str] = slot.keys if slot else ()
     if len(path) == 1 and path[0] in ("groups", "stages", "edges", "tiers"):
-        item = slot_at((path[0], "x" if path[0] != "edges" else 0))
+        item = slot_at((path[0], "x" if path[0] != "edges" else 0), workload)
         return above | {f"{path[0]}.*.{key}" for key in (item.keys if item else [])}
     return above | {f"{pattern(path)}.{key}" for key in below}

@@ -14,7 +14,7 @@ from paceline.pipeline.placement import Placement
 from paceline.pipeline.program import ModelShape
 from paceline.pipeline.programs import program_for
 from paceline.pipeline.reduced import with_short_context
-from paceline.pipeline.topology import ContextMode, EdgeSpec, Schedule, StageKind, Topology, Transport
+from paceline.pipeline.topology import ContextMode, EdgeSpec, FrameTopology, Schedule, StageKind, Transport
 
 __all__ = ["LinkLoad", "in_mode", "kv_held_bytes", "link_loads"]
 
@@ -45,23 +45,21 @@ class LinkLoad:
         return self.slot_s <= 0 or self.bytes_per_s <= self.carries_bytes_per_s
 
 
-def in_mode(topology: Topology, mode: ContextMode) -> Topology:
+def in_mode(topology: FrameTopology, mode: ContextMode) -> FrameTopology:
     """The same placement in another context mode, with the KV edges that it needs; new ones travel like the first edge
     between ranks."""
-    if topology.workload != "world":
-        return topology
-    variant = topology.model_copy(update={"context": topology.context.model_copy(update={"mode": mode})})
+    variant = topology.with_context(topology.context.model_copy(update={"mode": mode}))
     known = {(edge.source, edge.target): edge for edge in topology.edges if edge.carries == "kv"}
     far = [*known.values(), *topology.edges]
     via = next((edge.via for edge in far if edge.via is not Transport.local), Transport.local)
     edges = [edge for edge in topology.edges if edge.carries == "item"]
     for source, target in needed_kv_edges(variant):
-        spec = {"from": source, "to": target, "carries": "kv", "via": via, "inflight": 2 * topology.model.steps + 64}
+        spec = {"from": source, "to": target, "carries": "kv", "via": via, "inflight": 2 * topology.steps + 64}
         edges.append(known.get((source, target)) or EdgeSpec.model_validate(spec))
     return variant.model_copy(update={"edges": tuple(edges)})
 
 
-def link_loads(topology: Topology, shape: ModelShape, costs: Costs, sessions: int) -> list[LinkLoad]:
+def link_loads(topology: FrameTopology, shape: ModelShape, costs: Costs, sessions: int) -> list[LinkLoad]:
     """Loads of all links between ranks, in one context mode: the topology's own."""
     placement = Placement(topology)
     busiest = busiest_s(topology, costs, sessions)
@@ -80,13 +78,13 @@ def link_loads(topology: Topology, shape: ModelShape, costs: Costs, sessions: in
     ]
 
 
-def _bytes_per_frame(topology: Topology, shape: ModelShape) -> Counter[int]:
+def _bytes_per_frame(topology: FrameTopology, shape: ModelShape) -> Counter[int]:
     """By edge: bytes that a frame of one session gives in the steady state, as the programs count them."""
     # Flows the same, and settles sooner.
     brief = topology.context.model_copy(update={"prompt": 1})
-    topology = with_short_context(topology.model_copy(update={"context": brief}))
+    topology = with_short_context(topology.with_context(brief))
     reach = _reach(topology)
-    probe = (topology.context.prompt if topology.workload == "world" else 0) + reach
+    probe = topology.prompt_frames + reach
     found: Counter[int] = Counter()
     for stage in topology.stages:
         for unit in program_for(topology, shape, stage, 0).units(stop=probe + reach + 1):
@@ -96,10 +94,10 @@ def _bytes_per_frame(topology: Topology, shape: ModelShape) -> Counter[int]:
     return found
 
 
-def _reach(topology: Topology) -> int:
+def _reach(topology: FrameTopology) -> int:
     """Frames after which a stage is in its steady state."""
-    near = max(topology.context.window, topology.model.steps if topology.context.recall else 0)
-    return near + topology.context.sinks + topology.model.steps + 2
+    near = max(topology.context.window, topology.steps if topology.context.recall else 0)
+    return near + topology.context.sinks + topology.steps + 2
 
 
 def _recallable(context: Context, shape: ModelShape, frames: int) -> int:
@@ -110,7 +108,7 @@ def _recallable(context: Context, shape: ModelShape, frames: int) -> int:
     return older if shape.view is None else min(older, shape.view.torus**2)
 
 
-def kv_held_bytes(topology: Topology, shape: ModelShape, sessions: int, frames: int = 0) -> list[int]:
+def kv_held_bytes(topology: FrameTopology, shape: ModelShape, sessions: int, frames: int = 0) -> list[int]:
     """By rank: KV that its denoise stages hold in the steady state, which is what the passes of one slot (of one frame,
     in mode `clean`) read and write. With `context.recall`, also the older frames of sessions of `frames` frames that
     all look from different places."""
@@ -128,7 +126,7 @@ def kv_held_bytes(topology: Topology, shape: ModelShape, sessions: int, frames: 
             frame = program.prompt + reach - (0 if topology.context.mode is ContextMode.clean else step)
             entries.add((frame, step))
             entries |= {(read.frame, read.level) for read in program.context.arrivals(frame, step)}
-            level = step if topology.context.mode is ContextMode.matched else topology.model.steps
+            level = step if topology.context.mode is ContextMode.matched else topology.steps
             entries |= {(-older, level) for older in range(1, _recallable(program.context, shape, frames) + 1)}
         for session in range(sessions):
             rank = 0 if topology.schedule is Schedule.serial else placement.rank_of(stage, session)

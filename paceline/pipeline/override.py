@@ -6,7 +6,7 @@ from typing import Any
 
 from paceline.pipeline.document import Document, parse_yaml
 from paceline.pipeline.problem import KeyPath, Problem, closest, nearest
-from paceline.pipeline.schema import UNKNOWN_KEY, slot_at
+from paceline.pipeline.schema import UNKNOWN_KEY, foreign_key, slot_at, workload_in
 
 __all__ = ["apply_override"]
 
@@ -32,9 +32,13 @@ def apply_override(document: Document, setting: str) -> None:
 def _resolve(data: Any, key: str) -> KeyPath | Problem:
     """The path that a dotted key means in this data, or what is wrong with it."""
     path: KeyPath = ()
+    workload = workload_in(data)
+    foreign = foreign_key(tuple(key.split(".")), workload)
+    if foreign is not None:
+        return foreign
     groups = data.get("groups") if isinstance(data, dict) else None
     for segment in key.split("."):
-        slot = slot_at(path)
+        slot = slot_at(path, workload)
         known: dict[str, str | int] = {name: name for name in slot.keys} if slot else {}
         if isinstance(data, list):
             known = {str(index): index for index in range(len(data))}

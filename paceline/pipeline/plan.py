@@ -19,7 +19,7 @@ from paceline.pipeline.programs import program_for
 from paceline.pipeline.simulate import simulate
 from paceline.pipeline.simulation import Simulation
 from paceline.pipeline.sizes import format_size
-from paceline.pipeline.topology import ContextMode, Schedule, StageKind, Topology
+from paceline.pipeline.topology import ContextMode, FrameTopology, Schedule, StageKind
 
 __all__ = ["MOST_SIMULATED", "Cell", "Plan", "RankPlan", "plan"]
 
@@ -65,7 +65,7 @@ class Cell:
 class Plan:
     """The whole plan. Everything simulated is NaN where the topology deadlocks."""
 
-    topology: Topology
+    topology: FrameTopology
     sessions: int
     frames: int
     ranks: tuple[RankPlan, ...]
@@ -97,7 +97,7 @@ class Plan:
 
 
 def plan(
-    topology: Topology,
+    topology: FrameTopology,
     shape: ModelShape,
     costs: Costs,
     *,
@@ -130,8 +130,7 @@ def plan(
         period_s = simulation.period_s if math.isfinite(simulation.period_s) else 0.0
         pace_s = max(period_s, (topology.deadline_ms or 0.0) / 1000)
         paced = simulate(topology, shape, costs, frames=frames, sessions=sessions, pace_s=pace_s)
-    modes = ContextMode if topology.workload == "world" else (topology.context.mode,)
-    loads = {mode: tuple(link_loads(in_mode(topology, mode), shape, costs, sessions)) for mode in modes}
+    loads = {mode: tuple(link_loads(in_mode(topology, mode), shape, costs, sessions)) for mode in topology.modes}
     loads[topology.context.mode] = tuple(link_loads(topology, shape, costs, sessions))
     made = Plan(
         topology=topology,
@@ -160,7 +159,7 @@ def plan(
     return replace(made, warnings=tuple(warnings))
 
 
-def _lanes(topology: Topology) -> int:
+def _lanes(topology: FrameTopology) -> int:
     kinds = (StageKind.denoise, StageKind.sleep)
     groups = {stage.group for stage in topology.stages.values() if stage.kind in kinds}
     ranks = max((topology.groups[group].ranks for group in groups), default=1)
@@ -168,7 +167,7 @@ def _lanes(topology: Topology) -> int:
 
 
 def _ranks(
-    topology: Topology,
+    topology: FrameTopology,
     shape: ModelShape,
     costs: Costs,
     sessions: int,
@@ -196,7 +195,7 @@ def _ranks(
 
 
 def _timetable(
-    topology: Topology, shape: ModelShape, sessions: int, slots: int
+    topology: FrameTopology, shape: ModelShape, sessions: int, slots: int
 ) -> tuple[tuple[tuple[Cell, ...], ...], ...]:
     """The first slots of the lock-step schedule. Sleepers have no slots of their own: the n-th works on frame
     slot - n."""
@@ -223,7 +222,7 @@ def _timetable(
 # -- warnings ----------------------------------------------------------------------------------------------------------
 
 
-def _cost_warnings(topology: Topology, costs: Costs) -> list[str]:
+def _cost_warnings(topology: FrameTopology, costs: Costs) -> list[str]:
     stages = [name for name, stage in topology.stages.items() if stage.kind is StageKind.denoise]
     unknown = [name for name in stages if not costs.pass_s.get(name)]
     if not unknown:

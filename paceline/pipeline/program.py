@@ -22,7 +22,7 @@ from typing import ClassVar
 
 from paceline.pipeline.context import Context, slot_of
 from paceline.pipeline.key import Key
-from paceline.pipeline.topology import ContextMode, EdgeSpec, StageKind, Topology
+from paceline.pipeline.topology import ContextMode, EdgeSpec, FrameTopology, StageKind
 from paceline.pipeline.unit import Give, ModelShape, Row, Unit, UnitKind, kv_part
 
 __all__ = ["Give", "ModelShape", "Program", "RelayProgram", "Row", "SourceProgram", "Unit", "UnitKind", "kv_part"]
@@ -60,7 +60,7 @@ class Program:
     """One stream. Iterate `units()`. Before asking for the unit after one that took an item of a frame, call `finish`
     where the item was the end of the session, else, after a receive, `context.begin`."""
 
-    topology: Topology
+    topology: FrameTopology
     shape: ModelShape
     stage: str
     session: int
@@ -76,12 +76,12 @@ class Program:
         wiring = _Wiring.of(self.topology.edges)
         self.inputs, self.outputs = wiring.inputs.get(self.stage, []), wiring.outputs.get(self.stage, [])
         spec = self.topology.context
-        self.context = Context.of(spec, self.topology.model.steps, self.prompt, None, self.shape.view)
+        self.context = Context.of(spec, self.topology.steps, self.prompt, None, self.shape.view)
 
     @property
     def prompt(self) -> int:
         """Prompt frames, which are given and not computed."""
-        return self.topology.context.prompt if self.topology.workload == "world" else 0
+        return self.topology.prompt_frames
 
     def units(self, start: int | None = None, stop: int | None = None) -> Iterator[Unit]:
         """The units of the stream, in order, for ever or until the session has ended.
@@ -122,7 +122,7 @@ class Program:
 
     def slot(self, frame: int, step: int) -> int:
         """The slot of a pass in the lock-step schedule; priorities come from it."""
-        return slot_of(self.topology.context.mode, self.topology.model.steps, frame, step)
+        return slot_of(self.topology.context.mode, self.topology.steps, frame, step)
 
 
 class SourceProgram(Program):
@@ -130,7 +130,7 @@ class SourceProgram(Program):
 
     def units(self, start: int | None = None, stop: int | None = None) -> Iterator[Unit]:
         self.end = stop
-        payload = self.topology.item_bytes if self.topology.workload == "sleep" else 0
+        payload = self.topology.item_bytes
         for frame in count(0 if start is None else self.first_frame(start, 0)):
             # A prompt frame travels as tokens; an action is a few numbers.
             nbytes = self.shape.latent_bytes if frame < self.prompt else payload

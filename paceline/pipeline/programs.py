@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from paceline.pipeline.denoise_program import DenoiseProgram
 from paceline.pipeline.program import ModelShape, Program, RelayProgram, SourceProgram
-from paceline.pipeline.topology import StageKind, Topology
+from paceline.pipeline.topology import FrameTopology, StageKind
 
 __all__ = ["program_for"]
 
 
-def program_for(topology: Topology, shape: ModelShape, stage: str, session: int) -> Program:
+def program_for(topology: FrameTopology, shape: ModelShape, stage: str, session: int) -> Program:
     """The program of a stage for a session."""
     match topology.stages[stage].kind:
         case StageKind.source:

@@ -25,7 +25,7 @@ as above), so such a chain is live if and only if every item fits its edge.
 from __future__ import annotations
 
 from paceline.pipeline.flow import item_cycle
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.topology import FrameTopology, StageKind
 
 __all__ = ["is_live_chain", "with_few_credits", "with_short_context", "with_short_prompt"]
 
@@ -33,23 +33,23 @@ _FEW = 8
 """Items in flight that nearly every live topology is content with."""
 
 
-def with_short_context(topology: Topology) -> Topology:
+def with_short_context(topology: FrameTopology) -> FrameTopology:
     """The topology with the shortest context that makes the same programs."""
-    context, least = topology.context, topology.model.steps + 2
+    context, least = topology.context, topology.steps + 2
     if context.window <= least:
         return topology
     short = context.model_copy(update={"window": least, "sinks": 0, "recall": 0})
-    return topology.model_copy(update={"context": short})
+    return topology.with_context(short)
 
 
-def with_short_prompt(topology: Topology) -> Topology:
+def with_short_prompt(topology: FrameTopology) -> FrameTopology:
     """The topology with a prompt of one frame, and as many sinks behind the prompt as it had."""
     context = topology.context
     short = context.model_copy(update={"prompt": 1, "sinks": max(context.sinks - context.prompt + 1, 0)})
-    return topology.model_copy(update={"context": short})
+    return topology.with_context(short)
 
 
-def with_few_credits(topology: Topology) -> Topology:
+def with_few_credits(topology: FrameTopology) -> FrameTopology:
     """The topology with at most a few items in flight on edges that carry frames."""
     edges = tuple(
         edge.model_copy(update={"inflight": _FEW}) if edge.carries == "item" and edge.inflight > _FEW else edge
@@ -58,10 +58,13 @@ def with_few_credits(topology: Topology) -> Topology:
     return topology.model_copy(update={"edges": edges})
 
 
-def is_live_chain(topology: Topology) -> bool:
+def is_live_chain(topology: FrameTopology) -> bool:
     """Whether a topology is a chain of sleeping stages in which every item fits its edge. False says nothing."""
     edges = topology.edges
-    if topology.workload != "sleep" or any(edge.carries != "item" for edge in edges):
+    sleeping = {StageKind.source, StageKind.sleep, StageKind.sink}
+    if any(stage.kind not in sleeping for stage in topology.stages.values()):
+        return False
+    if any(edge.carries != "item" for edge in edges):
         return False
     sources, targets = {edge.source for edge in edges}, {edge.target for edge in edges}
     if any(edge.source == edge.target for edge in edges):

@@ -14,11 +14,22 @@ from pydantic_core import ErrorDetails
 
 from paceline.pipeline.problem import KeyPath, Problem, closest, nearest
 from paceline.pipeline.sizes import parse_size
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.topology import MODELS, topology_model
 
-__all__ = ["MISSING", "UNKNOWN_KEY", "Slot", "intended_path", "pattern", "problems_of", "slot_at"]
+__all__ = [
+    "MISSING",
+    "UNKNOWN_KEY",
+    "Slot",
+    "foreign_key",
+    "intended_path",
+    "pattern",
+    "problems_of",
+    "slot_at",
+    "workload_in",
+]
 
 _WORDS = {
+    "workload": "world, sleep or language",
     "name": "text of letters, digits, '.', '_' and '-'",
     "model.weights": "zoo:world or the path of a .safetensors file",
     "groups.*.device": "cpu, cuda or cuda:N",
@@ -93,9 +104,15 @@ def _slot(annotation: Any, *metadata: Any) -> Slot:
     return Slot(annotation, metadata)
 
 
-def slot_at(path: KeyPath) -> Slot | None:
-    """What stands at a path; `None` where the models know no such key."""
-    slot: Slot | None = _slot(Topology)
+def workload_in(data: object) -> str:
+    """The workload of a topology as plain data: the nearest one where it is misspelt, `world` where none is near."""
+    workload = data.get("workload", "world") if isinstance(data, dict) else "world"
+    return workload if workload in list(MODELS) else closest(str(workload), MODELS) or "world"
+
+
+def slot_at(path: KeyPath, workload: str) -> Slot | None:
+    """What stands at a path of a workload's topologies; `None` where their model knows no such key."""
+    slot: Slot | None = _slot(topology_model(workload))
     for segment in path:
         if slot is None:
             return None
@@ -113,10 +130,10 @@ def _is_name(path: KeyPath, place: int) -> bool:
     return (place == 1 and path[0] in _NAMED) or (place == 3 and path[0] == "tiers" and path[2] == "options")
 
 
-def _expected(path: KeyPath) -> str:
+def _expected(path: KeyPath, workload: str) -> str:
     """What would be right at a path."""
     words = _WORDS.get(pattern(path))
-    slot = slot_at(path)
+    slot = slot_at(path, workload)
     if words or slot is None:
         return f"write {words or 'a known key'}"
     kind = slot.annotation
@@ -165,43 +182,67 @@ def _bounds(metadata: tuple[Any, ...]) -> str:
 def problems_of(error: ValidationError, data: object) -> list[Problem]:
     """One problem for each key that pydantic refused."""
     problems: dict[KeyPath, Problem] = {}
+    workload = workload_in(data)
     for details in error.errors(include_url=False, include_context=False):
-        problem = _translate(details, data)
-        problems.setdefault(problem.path, problem)
+        for problem in _translate(details, data, workload):
+            problems.setdefault(problem.path, problem)
     # A misspelt key is one problem and not two: what it was meant to be is not missing.
-    meant = {intended_path(problem.path) for problem in problems.values() if problem.wrong == UNKNOWN_KEY}
+    meant = {intended_path(problem.path, workload) for problem in problems.values() if problem.wrong == UNKNOWN_KEY}
     return [problem for path, problem in problems.items() if problem.wrong != MISSING or path not in meant]
 
 
-def intended_path(path: KeyPath) -> KeyPath:
+def intended_path(path: KeyPath, workload: str) -> KeyPath:
     """The known path that a misspelt one is nearest to; empty where none is close."""
-    slot = slot_at(path[:-1])
+    slot = slot_at(path[:-1], workload)
     close = closest(str(path[-1]), slot.keys if slot else [])
     return (*path[:-1], close) if close else ()
 
 
-def _translate(details: ErrorDetails, data: object) -> Problem:
+def foreign_key(path: KeyPath, workload: str) -> Problem | None:
+    """The problem with a key that another workload takes and this one does not; `None` where it is no such key."""
+    takers = [name for name in MODELS if slot_at(path, name) is not None]
+    if not takers or workload in takers:
+        return None
+    return Problem(path, f"has no meaning in workload {workload}", f"remove it; only workload {takers[0]} takes it")
+
+
+def _foreign_keys(path: KeyPath, value: object, workload: str) -> list[Problem]:
+    """One problem for each key at or below a path that is of another workload; none where the path is of none."""
+    found = foreign_key(path, workload)
+    if found is None or not isinstance(value, dict) or not value:
+        return [found] if found else []
+    return [problem for key, below in value.items() for problem in _foreign_keys((*path, key), below, workload)] or [
+        found
+    ]
+
+
+def _translate(details: ErrorDetails, data: object, workload: str) -> list[Problem]:
     path = details["loc"]
     if path and path[-1] == "[key]":
         named = path[:-1]
         right = "use letters, digits, '_' and '-' only, so that --set can name it"
-        return Problem(named, f"{named[-1]!r} is no name", right)
+        return [Problem(named, f"{named[-1]!r} is no name", right)]
     for depth in _UNIONS:
         if len(path) > depth and pattern(path[:depth]) in _UNIONS[depth]:
             path = path[:depth]  # pydantic names the branch of the union
     if details["type"] == "extra_forbidden":
-        parent = slot_at(path[:-1])
+        foreign = _foreign_keys(path, _value_at(data, path), workload)
+        parent = slot_at(path[:-1], workload)
         known = parent.keys if parent else []
-        return Problem(path, UNKNOWN_KEY, nearest(str(path[-1]), known))
+        return foreign or [Problem(path, UNKNOWN_KEY, nearest(str(path[-1]), known))]
     if details["type"] == "missing":
-        return Problem(path, MISSING, _expected(path))
-    return Problem(path, f"is {_describe(data, path)}", _expected(path))
+        return [Problem(path, MISSING, _expected(path, workload))]
+    return [Problem(path, f"is {_describe(_value_at(data, path))}", _expected(path, workload))]
 
 
-def _describe(data: object, path: KeyPath) -> str:
-    """The value at a path in a few words."""
+def _value_at(data: object, path: KeyPath) -> object:
     for segment in path:
         data = data[segment]  # type: ignore[index]
+    return data
+
+
+def _describe(data: object) -> str:
+    """A value in a few words."""
     if data is None:
         return "empty"
     if isinstance(data, bool):

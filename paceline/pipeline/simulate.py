@@ -24,7 +24,7 @@ from paceline.pipeline.program import ModelShape, Row, Unit, UnitKind
 from paceline.pipeline.programs import program_for
 from paceline.pipeline.simulation import Simulation, Span, Traffic
 from paceline.pipeline.tokens import Tokens
-from paceline.pipeline.topology import Schedule, Topology
+from paceline.pipeline.topology import FrameTopology, Schedule
 from paceline.pipeline.unit import MAY_END
 
 __all__ = ["StuckError", "simulate"]
@@ -35,7 +35,7 @@ class StuckError(RuntimeError):
 
 
 def simulate(
-    topology: Topology,
+    topology: FrameTopology,
     shape: ModelShape,
     costs: Costs,
     *,
@@ -69,7 +69,7 @@ class _Rank:
 
 class _Simulator:
     def __init__(
-        self, topology: Topology, shape: ModelShape, costs: Costs, frames: int, sessions: int,
+        self, topology: FrameTopology, shape: ModelShape, costs: Costs, frames: int, sessions: int,
         seed: int | None, pace_s: float | None, first_steps: dict[tuple[int, int], int],
     ) -> None:  # fmt: skip
         self.topology, self.shape, self.costs = topology, shape, costs
@@ -78,7 +78,7 @@ class _Simulator:
         self.random = random.Random(topology.inject.seed if seed is None else seed)
         self.jitter_s = topology.inject.jitter_ms / 1000
         self.pace_s = pace_s or 0.0
-        self.prompt = topology.context.prompt if topology.workload == "world" else 0
+        self.prompt = topology.prompt_frames
         self.end = self.prompt + frames
         placement = Placement(topology)
         serial = topology.schedule is Schedule.serial

@@ -5,7 +5,7 @@ from __future__ import annotations
 from paceline.pipeline.credits import CreditLedger
 from paceline.pipeline.key import Key
 from paceline.pipeline.program import Give, Unit
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.topology import FrameTopology
 
 __all__ = ["Tokens"]
 
@@ -17,7 +17,7 @@ class Tokens:
     and what it takes makes room again at its start.
     """
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: FrameTopology) -> None:
         self.arrived: dict[Key, int] = {}
         """Bytes of every item that arrived and was not yet taken."""
         self._held: set[Key] = set()

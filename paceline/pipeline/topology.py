@@ -1,5 +1,7 @@
 """What a topology says: groups, stages, edges, schedule, context and limits, as frozen models.
 
+`Topology` is a union with a model for each workload; the key `workload` says which one a file is.
+
 These are the shapes only. `load.py` reads YAML into them and keeps the line of every key; `validate.py` checks what a
 single field can't know. Sizes are bytes, times are milliseconds.
 """
@@ -9,31 +11,39 @@ from __future__ import annotations
 import ipaddress
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
 from paceline.pipeline.frozen import LONGEST_MS, Frozen
 from paceline.pipeline.sizes import parse_size
 from paceline.pipeline.speculation.settings import LanguageSpec, SpeculationSpec
+from paceline.pipeline.speculation.window import Coupling
 from paceline.pipeline.tiers import TierSpec
 
 __all__ = [
     "CLEAN",
+    "MODELS",
     "ContextMode",
     "ContextSpec",
     "CurveSpec",
     "EdgeSpec",
+    "FrameTopology",
     "GroupSpec",
     "InjectSpec",
+    "LanguageTopology",
     "LatePolicy",
     "ModelSpec",
     "NetworkSpec",
     "Schedule",
+    "SleepTopology",
     "StageKind",
     "StageSpec",
     "Topology",
+    "TopologyBase",
     "Transport",
+    "WorldTopology",
+    "topology_model",
 ]
 
 CLEAN = "clean"
@@ -128,8 +138,8 @@ class EdgeSpec(Frozen):
     """kv: layers that travel as one item where KV is streamed behind the compute; more means fewer messages."""
 
 
-class ModelSpec(LanguageSpec):
-    """The world model and how many denoising steps it takes; or the language models, target and drafter."""
+class ModelSpec(Frozen):
+    """The world model and how many denoising steps it takes."""
 
     weights: str = "zoo:world"
     """`zoo:world` or the path of a .safetensors file."""
@@ -180,18 +190,15 @@ class NetworkSpec(Frozen):
             return False
 
 
-class Topology(Frozen):
-    """The whole file."""
+class TopologyBase(Frozen):
+    """The keys that every workload takes."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
-    workload: Literal["world", "sleep", "language"] = "world"
+    workload: Literal["world", "sleep", "language"]
     seed: int = Field(0, ge=0, lt=2**63)
     deterministic: bool = True
     """Forbid what may change bits: joint forwards and batches of several sessions."""
     schedule: Schedule = Schedule.wavefront
-    model: ModelSpec = ModelSpec()
-    context: ContextSpec = ContextSpec()
-    speculation: SpeculationSpec = SpeculationSpec()
     groups: dict[Name, GroupSpec] = Field(min_length=1, max_length=2048)
     stages: dict[Name, StageSpec] = Field(min_length=1, max_length=2048)
     edges: Annotated[tuple[EdgeSpec, ...], Field(max_length=8192)] = ()
@@ -202,10 +209,50 @@ class Topology(Frozen):
     network: NetworkSpec = NetworkSpec()
     inject: InjectSpec = InjectSpec()
 
+    stage_kinds: ClassVar[tuple[StageKind, ...]]
+    """The kinds of stages that the workload has, each exactly once but for `compute_kind`."""
+    compute_kind: ClassVar[StageKind | None] = None
+    """The kind of which there may be several stages, which make a frame one after the other."""
+    kv_kinds: ClassVar[tuple[StageKind, ...]] = ()
+    """The kinds of stages that hold KV."""
+
     @property
     def world_size(self) -> int:
         """Ranks over all groups."""
         return sum(group.ranks for group in self.groups.values())
+
+    @property
+    def output_kv_kinds(self) -> tuple[StageKind, ...]:
+        """The kinds of stages whose KV decides what comes out."""
+        return self.kv_kinds
+
+
+class WorldTopology(TopologyBase):
+    """Frames of a world model."""
+
+    workload: Literal["world"] = "world"
+    model: ModelSpec = ModelSpec()
+    context: ContextSpec = ContextSpec()
+
+    stage_kinds: ClassVar[tuple[StageKind, ...]] = (
+        StageKind.source,
+        StageKind.denoise,
+        StageKind.decode,
+        StageKind.sink,
+    )
+    compute_kind: ClassVar[StageKind] = StageKind.denoise
+    kv_kinds: ClassVar[tuple[StageKind, ...]] = (StageKind.denoise,)
+    modes: ClassVar[tuple[ContextMode, ...]] = tuple(ContextMode)
+    """The context modes that the stages could run in."""
+    reads_context: ClassVar[bool] = True
+    """Whether passes read KV of earlier frames."""
+    item_bytes: ClassVar[int] = 0
+    """Bytes of what the source sends for each frame; an action is a few numbers."""
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of a frame."""
+        return self.model.steps
 
     @property
     def last_level(self) -> int:
@@ -213,11 +260,78 @@ class Topology(Frozen):
         return self.model.steps
 
     @property
-    def item_bytes(self) -> int:
-        """Bytes of a sleep workload's items, which the source sets."""
-        return next((stage.item_bytes for stage in self.stages.values() if stage.kind is StageKind.source), 0)
+    def prompt_frames(self) -> int:
+        """Frames at the start of a session that are given and not computed."""
+        return self.context.prompt
 
     def stage_steps(self, stage: str) -> tuple[int, ...]:
         """Step indices of a denoise stage in rising order, `clean` as the number of steps."""
         steps = self.stages[stage].steps
         return tuple(sorted(self.last_level if step == CLEAN else int(step) for step in steps))
+
+    def with_context(self, context: ContextSpec) -> Self:
+        """The same topology with another context."""
+        return self.model_copy(update={"context": context})
+
+
+class SleepTopology(TopologyBase):
+    """Items that pass through stages that only wait. They are numbered as frames of a world with default settings are,
+    and read nothing of one another."""
+
+    workload: Literal["sleep"] = "sleep"
+
+    stage_kinds: ClassVar[tuple[StageKind, ...]] = (StageKind.source, StageKind.sleep, StageKind.sink)
+    compute_kind: ClassVar[StageKind] = StageKind.sleep
+    context: ClassVar[ContextSpec] = ContextSpec()
+    modes: ClassVar[tuple[ContextMode, ...]] = (context.mode,)
+    reads_context: ClassVar[bool] = False
+    steps: ClassVar[int] = ModelSpec().steps
+    last_level: ClassVar[int] = steps
+    prompt_frames: ClassVar[int] = 0
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of an item, which the source sets."""
+        return next((stage.item_bytes for stage in self.stages.values() if stage.kind is StageKind.source), 0)
+
+    def stage_steps(self, stage: str) -> tuple[int, ...]:
+        """None: no stage denoises."""
+        return ()
+
+    def with_context(self, context: ContextSpec) -> Self:
+        """This topology: nothing reads a context."""
+        return self
+
+
+class LanguageTopology(TopologyBase):
+    """Text of a language model that decodes with drafts in flight."""
+
+    workload: Literal["language"] = "language"
+    model: LanguageSpec = LanguageSpec()
+    speculation: SpeculationSpec = SpeculationSpec()
+
+    stage_kinds: ClassVar[tuple[StageKind, ...]] = (StageKind.draft, StageKind.verify)
+    kv_kinds: ClassVar[tuple[StageKind, ...]] = stage_kinds
+    last_level: ClassVar[int] = 0
+    """Positions have no steps."""
+
+    @property
+    def output_kv_kinds(self) -> tuple[StageKind, ...]:
+        """The verifier's KV, and the drafter's where its probabilities are judged."""
+        return self.kv_kinds if self.speculation.coupling is Coupling.rejection else (StageKind.verify,)
+
+
+FrameTopology = WorldTopology | SleepTopology
+"""A topology whose stages make frames, or items in place of them, one after the other."""
+Topology = WorldTopology | SleepTopology | LanguageTopology
+"""The whole file."""
+
+MODELS: dict[str, type[Topology]] = {"world": WorldTopology, "sleep": SleepTopology, "language": LanguageTopology}
+"""The model of each workload."""
+
+
+def topology_model(workload: object) -> type[Topology]:
+    """The model of a workload's topologies. Raises `ValueError` where there is no such workload."""
+    if isinstance(workload, str) and workload in MODELS:
+        return MODELS[workload]
+    raise ValueError(f"{workload!r} is no workload; write one of {', '.join(MODELS)}")

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from paceline.pipeline.key import Key
 from paceline.pipeline.recall import View
-from paceline.pipeline.topology import ContextMode, Topology
+from paceline.pipeline.topology import ContextMode, FrameTopology
 
 __all__ = ["MAY_END", "Give", "ModelShape", "Row", "Unit", "UnitKind", "kv_part", "kv_run"]
 
@@ -95,7 +95,7 @@ def kv_part(level: int, layer: int, layers: int) -> int:
     return level * layers + layer
 
 
-def kv_run(topology: Topology, shape: ModelShape, edge: int, level: int) -> int:
+def kv_run(topology: FrameTopology, shape: ModelShape, edge: int, level: int) -> int:
     """Layers in one KV item of `level` on an edge.
 
     KV is streamed by runs of layers only where the reader can use it in the same slot, one run behind. A level that its

@@ -7,13 +7,22 @@ relies on, so that a check is left out where one of them is broken already.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from paceline.pipeline.placement import Placement
 from paceline.pipeline.problem import Problem, nearest
 from paceline.pipeline.speculation.validate import check_speculation
-from paceline.pipeline.topology import LatePolicy, Schedule, StageKind, Topology, Transport
-from paceline.pipeline.validate_flow import check_cycle, check_item_path, check_kv_edges, check_steps
-from paceline.pipeline.validate_tiers import check_tiers, check_tiers_determinism
+from paceline.pipeline.topology import (
+    FrameTopology,
+    LatePolicy,
+    Schedule,
+    StageKind,
+    Topology,
+    Transport,
+    WorldTopology,
+)
+from paceline.pipeline.validate_flow import check_chain, check_cycle, check_item_path, check_kv_edges, check_steps
+from paceline.pipeline.validate_tiers import check_frame_tiers, check_text_tiers, check_tiers, check_tiers_determinism
 
 __all__ = ["UNKNOWN", "check_world_size", "validate"]
 
@@ -22,7 +31,7 @@ UNKNOWN = "?"
 
 _MOST_RANKS = 16384
 
-Check = Callable[[Topology], Iterator[Problem]]
+Check = Callable[[Any], Iterator[Problem]]
 
 
 def validate(topology: Topology, broken: frozenset[str] | set[str] = frozenset()) -> list[Problem]:
@@ -30,8 +39,8 @@ def validate(topology: Topology, broken: frozenset[str] | set[str] = frozenset()
     `stages.*.steps`."""
     found: list[Problem] = []
     failed = set(broken)
-    for check, relies_on, spoils in _CHECKS:
-        if not failed.isdisjoint(relies_on.split()):
+    for workloads, check, relies_on, spoils in _CHECKS:
+        if topology.workload not in workloads or not failed.isdisjoint(relies_on.split()):
             continue
         problems = list(check(topology))
         found += problems
@@ -91,12 +100,8 @@ def _edge_ends(topology: Topology) -> Iterator[Problem]:
 
 def _kinds(topology: Topology) -> Iterator[Problem]:
     """The stages that a workload has, and their number."""
-    allowed = {
-        "world": [StageKind.source, StageKind.denoise, StageKind.decode, StageKind.sink],
-        "sleep": [StageKind.source, StageKind.sleep, StageKind.sink],
-        "language": [StageKind.draft, StageKind.verify],
-    }[topology.workload]
-    several = {StageKind.denoise, StageKind.sleep}
+    allowed = topology.stage_kinds
+    several = {topology.compute_kind}
     seen: dict[StageKind, str] = {}
     for name, stage in topology.stages.items():
         if stage.kind not in allowed:
@@ -113,10 +118,8 @@ def _kinds(topology: Topology) -> Iterator[Problem]:
             yield Problem(("stages",), wrong, f"add {number}: workload {topology.workload} needs it")
 
 
-def _session_home(topology: Topology) -> Iterator[Problem]:
+def _session_home(topology: FrameTopology) -> Iterator[Problem]:
     """Source and sink on one group: the session lives there."""
-    if topology.workload == "language":
-        return
     homes = {stage.kind: (name, stage.group) for name, stage in topology.stages.items()}
     source, sink = homes[StageKind.source], homes[StageKind.sink]
     if source[1] != sink[1]:
@@ -143,14 +146,9 @@ def _local_edges(topology: Topology) -> Iterator[Problem]:
                 break
 
 
-def _schedule(topology: Topology) -> Iterator[Problem]:
+def _schedule(topology: FrameTopology) -> Iterator[Problem]:
     """What the mirrored and the batched schedule ask of the placement."""
-    if topology.workload == "language":
-        if topology.schedule != Schedule.wavefront:
-            right = "remove it; speculation has no schedule but what is ready"
-            yield Problem(("schedule",), f"{topology.schedule} has no meaning in workload language", right)
-        return
-    kind = StageKind.denoise if topology.workload == "world" else StageKind.sleep
+    kind = topology.compute_kind
     stages = {name: stage.group for name, stage in topology.stages.items() if stage.kind == kind}
     if topology.schedule == Schedule.mirrored:
         if len(set(stages.values())) < 2:
@@ -163,7 +161,7 @@ def _schedule(topology: Topology) -> Iterator[Problem]:
                     wrong = f"'{group}' already has the {kind} stage '{owner[group]}'"
                     yield Problem(("stages", name, "group"), wrong, "mirrored needs a group for each of them")
     elif topology.schedule == Schedule.batched:
-        if topology.workload != "world":
+        if kind is not StageKind.denoise:
             right = "use serial, wavefront or mirrored"
             yield Problem(("schedule",), f"batched joins denoising steps; workload {topology.workload} has none", right)
             return
@@ -209,12 +207,19 @@ def _deadline(topology: Topology) -> Iterator[Problem]:
     if topology.deadline_ms is None:
         right = "write deadline_ms, such as 40 for 25 frames/s, or on_late: wait"
         yield Problem(("on_late",), f"{topology.on_late} needs a deadline", right)
+
+
+def _fewer_steps(topology: WorldTopology) -> Iterator[Problem]:
+    """A late policy that leaves steps out where there is only one."""
+    if topology.on_late == LatePolicy.fewer_steps and topology.steps < 2:
+        right = "raise model.steps or use wait or repeat"
+        yield Problem(("on_late",), "fewer_steps can't go below the 1 step of model.steps", right)
+
+
+def _no_steps(topology: Topology) -> Iterator[Problem]:
+    """A late policy that leaves steps out where there are none."""
     if topology.on_late == LatePolicy.fewer_steps:
-        if topology.workload != "world":
-            yield Problem(("on_late",), f"workload {topology.workload} has no steps to leave out", "use wait or repeat")
-        elif topology.model.steps < 2:
-            right = "raise model.steps or use wait or repeat"
-            yield Problem(("on_late",), "fewer_steps can't go below the 1 step of model.steps", right)
+        yield Problem(("on_late",), f"workload {topology.workload} has no steps to leave out", "use wait or repeat")
 
 
 def _network(topology: Topology) -> Iterator[Problem]:
@@ -236,27 +241,57 @@ def _steps_elsewhere(topology: Topology) -> Iterator[Problem]:
 _ENDS = "stages.*.kind edges.*.from edges.*.to edges.*.carries workload"
 _PLACES = "stages.*.kind stages.*.group groups.*.ranks workload"
 _STEPS = "stages.*.kind stages.*.steps model.steps context.mode workload"
-# Each check with the keys it relies on, and what can't be relied on any more where it found something.
-_CHECKS: list[tuple[Check, str, str]] = [
-    (_groups, "", "placed-groups"),
-    (_edge_ends, "", "edge-ends"),
-    (_kinds, "stages.*.kind workload", "kinds"),
-    (_steps_elsewhere, "stages.*.kind stages.*.steps", "kinds"),
-    (check_steps, f"{_STEPS} kinds", "steps"),
-    (_session_home, f"{_PLACES} kinds placed-groups", ""),
-    (check_cycle, f"{_ENDS} edge-ends", ""),
-    (check_item_path, f"{_ENDS} {_STEPS} kinds steps edge-ends", "path"),
-    (check_kv_edges, f"{_ENDS} {_STEPS} kinds steps edge-ends", ""),
-    (_schedule, f"{_PLACES} schedule deterministic kinds placed-groups", "schedule"),
-    (_local_edges, f"{_PLACES} {_ENDS} {_STEPS} edges.*.via schedule kinds steps placed-groups edge-ends path", ""),
-    (_determinism, "deterministic stages.*.max_batch groups.*.threads groups.*.device stages.*.kind", ""),
-    (_deadline, "on_late deadline_ms model.steps workload", ""),
-    (_network, "network.bind network.curve", ""),
-    (check_tiers, "stages.*.kind stages.*.group workload speculation.drafter tiers.*.mode kinds placed-groups", ""),
+_ALL, _FRAMES, _WORLD = ("world", "sleep", "language"), ("world", "sleep"), ("world",)
+_SLEEP, _LANGUAGE = ("sleep",), ("language",)
+# Each check with the workloads that it is for, the keys it relies on, and what can't be relied on any more where it
+# found something.
+_KV = "stages.*.kind stages.*.group workload speculation.drafter tiers.*.mode kinds placed-groups"
+_CHECKS: list[tuple[tuple[str, ...], Check, str, str]] = [
+    (_ALL, _groups, "", "placed-groups"),
+    (_ALL, _edge_ends, "", "edge-ends"),
+    (_ALL, _kinds, "stages.*.kind workload", "kinds"),
+    (_ALL, _steps_elsewhere, "stages.*.kind stages.*.steps", "kinds"),
+    (_WORLD, check_steps, f"{_STEPS} kinds", "steps"),
+    (_FRAMES, _session_home, f"{_PLACES} kinds placed-groups", ""),
+    (_FRAMES, check_cycle, f"{_ENDS} edge-ends", ""),
+    (_WORLD, check_item_path, f"{_ENDS} {_STEPS} kinds steps edge-ends", "path"),
+    (_SLEEP, check_chain, f"{_ENDS} kinds edge-ends", "path"),
+    (_FRAMES, check_kv_edges, f"{_ENDS} {_STEPS} kinds steps edge-ends", ""),
+    (_FRAMES, _schedule, f"{_PLACES} schedule deterministic kinds placed-groups", "schedule"),
     (
+        _ALL,
+        _local_edges,
+        f"{_PLACES} {_ENDS} {_STEPS} edges.*.via schedule kinds steps placed-groups edge-ends path",
+        "",
+    ),
+    (_ALL, _determinism, "deterministic stages.*.max_batch groups.*.threads groups.*.device stages.*.kind", ""),
+    (_ALL, _deadline, "on_late deadline_ms model.steps workload", ""),
+    (_WORLD, _fewer_steps, "on_late deadline_ms model.steps workload", ""),
+    ((*_SLEEP, *_LANGUAGE), _no_steps, "on_late deadline_ms workload", ""),
+    (_ALL, _network, "network.bind network.curve", ""),
+    (
+        _ALL,
+        check_tiers,
+        "stages.*.kind stages.*.group workload speculation.drafter tiers.*.mode kinds placed-groups",
+        "",
+    ),
+    (_FRAMES, check_frame_tiers, _KV, ""),
+    (
+        _LANGUAGE,
+        check_text_tiers,
+        f"{_KV} speculation.coupling deterministic",
+        "",
+    ),
+    (
+        _ALL,
         check_tiers_determinism,
         "stages.*.kind stages.*.group workload speculation.coupling deterministic tiers.*.mode tiers.*.bits kinds",
         "",
     ),
-    (check_speculation, f"{_PLACES} {_ENDS} edges.*.via on_late deadline_ms kinds placed-groups edge-ends", ""),
+    (
+        _LANGUAGE,
+        check_speculation,
+        f"{_PLACES} {_ENDS} edges.*.via on_late deadline_ms kinds placed-groups edge-ends",
+        "",
+    ),
 ]

@@ -7,16 +7,22 @@ from itertools import pairwise
 
 from paceline.pipeline.flow import item_cycle, needed_item_edges, needed_kv_edges
 from paceline.pipeline.problem import Problem
-from paceline.pipeline.topology import CLEAN, ContextMode, StageKind, Topology
+from paceline.pipeline.topology import (
+    CLEAN,
+    ContextMode,
+    FrameTopology,
+    SleepTopology,
+    StageKind,
+    Topology,
+    WorldTopology,
+)
 
-__all__ = ["check_cycle", "check_item_path", "check_kv_edges", "check_steps"]
+__all__ = ["check_chain", "check_cycle", "check_item_path", "check_kv_edges", "check_steps"]
 
 
-def check_steps(topology: Topology) -> Iterator[Problem]:
+def check_steps(topology: WorldTopology) -> Iterator[Problem]:
     """Every step, and the clean pass where the mode has one, on exactly one stage; runs of steps without a gap."""
-    if topology.workload != "world":
-        return
-    steps, mode = topology.model.steps, topology.context.mode
+    steps, mode = topology.steps, topology.context.mode
     has_clean = mode != ContextMode.matched
     placed: dict[int, str] = {}
     for name, stage in topology.stages.items():
@@ -48,11 +54,10 @@ def check_steps(topology: Topology) -> Iterator[Problem]:
             yield Problem(("stages",), f"{_step_name(number, steps)} is on no stage ({why})", right)
 
 
-def check_cycle(topology: Topology) -> Iterator[Problem]:
-    """A cycle of item edges: every stage on it would wait for its own output. Windows and verdicts go in a ring, but
-    nobody waits for them."""
+def check_cycle(topology: FrameTopology) -> Iterator[Problem]:
+    """A cycle of item edges: every stage on it would wait for its own output."""
     cycle = item_cycle(topology)
-    if cycle and topology.workload != "language":
+    if cycle:
         on_cycle = set(pairwise(cycle))
         last = max(i for i, edge in enumerate(topology.edges) if (edge.source, edge.target) in on_cycle)
         wrong = f"closes a cycle without a credit: {' -> '.join(cycle)}"
@@ -60,20 +65,9 @@ def check_cycle(topology: Topology) -> Iterator[Problem]:
         yield Problem(("edges", last), wrong, right)
 
 
-def check_item_path(topology: Topology) -> Iterator[Problem]:
-    """Item edges: those that the workload's path needs, and no others."""
-    if topology.workload == "language":
-        return
-    on_cycle = set(pairwise(item_cycle(topology)))
-    given = {
-        (edge.source, edge.target): index
-        for index, edge in reversed([*enumerate(topology.edges)])
-        if edge.carries == "item"
-    }
-    loose = {pair: index for pair, index in given.items() if pair not in on_cycle and pair[0] != pair[1]}
-    if topology.workload == "sleep":
-        yield from _check_chain(topology, loose)
-        return
+def check_item_path(topology: WorldTopology) -> Iterator[Problem]:
+    """Item edges of a world: those of its path, and no others."""
+    given, loose = _item_edges(topology)
     needed = needed_item_edges(topology)
     way = " -> ".join(_main_path(needed))
     for pair, index in sorted(loose.items(), key=lambda entry: entry[1]):
@@ -87,12 +81,10 @@ def check_item_path(topology: Topology) -> Iterator[Problem]:
             yield Problem(("edges",), wrong, f"add {_edge_text(topology, source, target)}")
 
 
-def check_kv_edges(topology: Topology) -> Iterator[Problem]:
+def check_kv_edges(topology: FrameTopology) -> Iterator[Problem]:
     """KV edges: those that the context mode reads, and no others."""
-    if topology.workload == "language":
-        return
-    world, mode = topology.workload == "world", topology.context.mode
-    needed = needed_kv_edges(topology) if world else []
+    mode = topology.context.mode
+    needed = needed_kv_edges(topology)
     given = {(edge.source, edge.target) for edge in topology.edges if edge.carries == "kv"}
     for index, edge in enumerate(topology.edges):
         pair = (edge.source, edge.target)
@@ -110,8 +102,20 @@ def check_kv_edges(topology: Topology) -> Iterator[Problem]:
             yield Problem(("edges",), wrong, f"add {_edge_text(topology, source, target, kv=True)}")
 
 
-def _check_chain(topology: Topology, edges: dict[tuple[str, str], int]) -> Iterator[Problem]:
+def _item_edges(topology: FrameTopology) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], int]]:
+    """The index of the item edge between two stages: of all, and of those that are on no cycle."""
+    on_cycle = set(pairwise(item_cycle(topology)))
+    given = {
+        (edge.source, edge.target): index
+        for index, edge in reversed([*enumerate(topology.edges)])
+        if edge.carries == "item"
+    }
+    return given, {pair: index for pair, index in given.items() if pair not in on_cycle and pair[0] != pair[1]}
+
+
+def check_chain(topology: SleepTopology) -> Iterator[Problem]:
     """A sleep workload: one edge out of every stage but the sink, one into every stage but the source."""
+    _, edges = _item_edges(topology)
     onward = {edge.source for edge in topology.edges if edge.carries == "item"}
     reached = {edge.target for edge in topology.edges if edge.carries == "item"}
     outgoing: dict[str, str] = {}

@@ -118,7 +118,7 @@ def _model_stage(
     """A stage that computes with the model. Its tiers are added to `tiers`: a rank's budgets are shared out among its
     stages, as each may have a thread of its own."""
     topology = spec.topology
-    if model is None:
+    if model is None or topology.workload != "world":
         raise PacelineError(f"stage {name} needs a model, and workload {topology.workload!r} has none")
     if topology.stages[name].kind is StageKind.decode:
         return DecodeStage(model.config.grid_y, name, rank)

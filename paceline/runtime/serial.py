@@ -72,7 +72,7 @@ def _world_session(
     spec: RunSpec, session: Session, model: DiT, recorder: _Recorder, progress: Progress, watch: Watch | None
 ) -> dict[int, str]:
     topology = spec.topology
-    mode, steps = topology.context.mode, topology.model.steps
+    mode, steps = topology.context.mode, topology.steps
     prompt = topology.context.prompt
     end = prompt + spec.frames
     context = Context.of(topology.context, steps, prompt, end, model.config.view)

@@ -46,7 +46,7 @@ class Session:
         self.id = session
         self.seed = session_seed(spec.seed, session)
         world = topology.workload == "world"
-        self.prompt = topology.context.prompt if world else 0
+        self.prompt = topology.prompt_frames
         self.frames = spec.frames
         self._shape: tuple[int, ...] = ()
         self._digest = hashlib.sha256()
@@ -74,7 +74,7 @@ class Session:
                     taken[decision.what][decision.frame] = decision.value
             replayed = Decisions(taken[LatePolicy.fewer_steps], taken[LatePolicy.repeat])
         period = None if topology.deadline_ms is None else topology.deadline_ms / 1000
-        self.pacer = Pacer(period, topology.on_late, topology.model.steps, replayed)
+        self.pacer = Pacer(period, topology.on_late, topology.steps, replayed)
 
     def emit(self, position: int) -> tuple[tuple[Tensor, ...], Meta]:
         """Tensors and metadata of the next item."""

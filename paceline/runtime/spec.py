@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.topology import FrameTopology
 
 __all__ = ["RunSpec"]
 
@@ -14,7 +14,7 @@ __all__ = ["RunSpec"]
 class RunSpec:
     """What to run. The same spec gives the same frames however it is launched."""
 
-    topology: Topology
+    topology: FrameTopology
     frames: int
     sessions: int
     seed: int
@@ -28,4 +28,4 @@ class RunSpec:
     @property
     def end(self) -> int:
         """One past the last frame of a session, its prompt counted."""
-        return self.frames + (self.topology.context.prompt if self.topology.workload == "world" else 0)
+        return self.frames + self.topology.prompt_frames

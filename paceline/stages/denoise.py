@@ -12,7 +12,7 @@ from paceline.kernels.philox import Purpose, normal
 from paceline.pipeline.context import Context, slot_of
 from paceline.pipeline.program import Give, Program, Row, Unit, UnitKind
 from paceline.pipeline.times import step_times
-from paceline.pipeline.topology import ContextMode, Topology
+from paceline.pipeline.topology import ContextMode, FrameTopology
 from paceline.stages.dit import DiT, FrameCondition
 from paceline.stages.failed import failure_in, failure_text, with_failure
 from paceline.stages.frame_cache import FrameCache
@@ -62,7 +62,7 @@ class DenoiseStage:
     def __init__(
         self,
         model: DiT,
-        topology: Topology,
+        topology: FrameTopology,
         stage: str,
         seed_of: dict[int, int],
         kv_hash: bool,
@@ -213,7 +213,7 @@ class DenoiseStage:
     # -- computing -----------------------------------------------------------------------------------------------------
 
     def _start(self, state: _Session, row: Row) -> Pass:
-        frame, steps = row.frame, self.topology.model.steps
+        frame, steps = row.frame, self.topology.steps
         first = state.context.first_step(frame)
         t, r = pass_times(steps, row.step, first)
         if frame >= state.context.prompt and row.step == first:
@@ -246,7 +246,7 @@ class DenoiseStage:
     def _finish(self, state: _Session, rows: tuple[Row, ...]) -> None:
         for row in rows:
             p = state.running.pop(row)
-            if row.step < self.topology.model.steps:
+            if row.step < self.topology.steps:
                 state.latents[row.frame] = p.step_to()
 
     def _ends_slot(self, unit: Unit) -> bool:
@@ -265,7 +265,7 @@ class DenoiseStage:
         state.slot, state.passed = slot, False
         # The newest frame whose first step here is over; those behind it are at later steps, up to the clean pass.
         newest = self._last_of(slot - 1, self.steps[0])
-        oldest = newest - self.topology.model.steps - 1
+        oldest = newest - self.topology.steps - 1
         state.cache.advance(slot, oldest - state.context.window, state.context.sinks)
         for held in (state.latents, state.metas):
             for frame in [f for f in held if f < oldest]:
@@ -274,11 +274,11 @@ class DenoiseStage:
     def _last_of(self, slot: int, step: int) -> int:
         """The last frame whose pass at a step is in this slot or before it."""
         if self.topology.context.mode is ContextMode.clean:
-            return (slot - step) // (self.topology.model.steps + 1)
+            return (slot - step) // (self.topology.steps + 1)
         return slot - step
 
     def _slot(self, frame: int, step: int) -> int:
-        return slot_of(self.topology.context.mode, self.topology.model.steps, frame, step)
+        return slot_of(self.topology.context.mode, self.topology.steps, frame, step)
 
     # -- giving --------------------------------------------------------------------------------------------------------
 

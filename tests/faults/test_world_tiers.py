@@ -13,7 +13,7 @@ import pytest
 
 from paceline.launch.frames import Audience, FrameWorkload
 from paceline.launch.local import run_local
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.topology import WorldTopology
 from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec
 from tests.faults import damaging_worker
@@ -33,7 +33,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_small(tmp_path_factory.mktemp("weights"))
 
 
-def recalling(weights: Path, via: str, mode: str = "cascade", alone: bool = False, **change: object) -> Topology:
+def recalling(weights: Path, via: str, mode: str = "cascade", alone: bool = False, **change: object) -> WorldTopology:
     """Two groups whose frames recall two others. `alone`: the clean pass has the second group for itself, and only KV
     comes back from it."""
     topology = two_groups(weights, mode, inject={}, **change).model_dump(mode="json", by_alias=True)
@@ -45,7 +45,7 @@ def recalling(weights: Path, via: str, mode: str = "cascade", alone: bool = Fals
         topology["edges"].append({"from": "step0", "to": "decode"})
     for edge in topology["edges"]:
         edge["via"] = via
-    return Topology.model_validate(topology)
+    return WorldTopology.model_validate(topology)
 
 
 def on_disk(folder: Path) -> dict[str, object]:
@@ -116,7 +116,7 @@ def test_damaged_blocks_end_their_session_alone(
     assert videos | books <= names
 
 
-def command(topology: Topology, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def command(topology: WorldTopology, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """`paceline run`, as its user types it."""
     file = folder / "topology.yaml"
     file.write_text(topology.model_dump_json(by_alias=True))

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.topology import FrameTopology, SleepTopology, WorldTopology
 from paceline.runtime.result import Decision, Event, FrameTime, RankReport, RunResult, SessionResult
 from paceline.runtime.spec import RunSpec
 
@@ -30,13 +30,13 @@ def chain_spec(
     ends = {"source": {"kind": "source", "group": "g0"}, "sink": {"kind": "sink", "group": "g0"}}
     if world:
         ends["decode"] = {"kind": "decode", "group": "g0"}
-    topology = Topology.model_validate(
+    model: type[FrameTopology] = WorldTopology if world else SleepTopology
+    topology = model.model_validate(
         {
             "name": f"{workload}-{ranks}",
             "workload": workload,
             "schedule": "mirrored" if mirrored else "wavefront",
-            "model": {"steps": min(ranks, 64)},
-            "context": {"mode": "cascade", "prompt": PROMPT},
+            **({"model": {"steps": min(ranks, 64)}, "context": {"mode": "cascade", "prompt": PROMPT}} if world else {}),
             "groups": {f"g{rank}": {} for rank in range(ranks)},
             "stages": {"source": ends.pop("source"), **stages, **ends},
             "edges": [{"from": a, "to": b, "via": "zmq"} for a, b in pairwise(names)],

@@ -13,7 +13,7 @@ import torch
 
 from paceline.launch.frames import FrameWorkload
 from paceline.launch.local import run_local
-from paceline.pipeline.topology import ContextMode, Topology
+from paceline.pipeline.topology import ContextMode, SleepTopology, WorldTopology
 from paceline.runtime.result import Decision
 from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec
@@ -30,7 +30,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def two_groups(weights: Path, mode: str, **change: object) -> Topology:
+def two_groups(weights: Path, mode: str, **change: object) -> WorldTopology:
     """Two steps on two groups; the clean pass on the second."""
     matched = mode == "matched"
     kv = [] if matched else [{"from": "step1", "to": "step0", "carries": "kv", "via": "zmq", "inflight": 8}]
@@ -55,7 +55,7 @@ def two_groups(weights: Path, mode: str, **change: object) -> Topology:
         ],
         "inject": {"jitter_ms": 2, "seed": 5},
     }
-    return Topology.model_validate(made | change)
+    return WorldTopology.model_validate(made | change)
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def test_a_slow_consumer_bounds_memory(tmp_path: Path) -> None:
     """200 items of 4 MiB through a stage that is slower than its source: 800 MiB pass, at most a few stay."""
     size = 4 * 2**20
     edge = {"via": "zmq", "inflight": 3}
-    topology = Topology.model_validate(
+    topology = SleepTopology.model_validate(
         {
             "name": "slow",
             "workload": "sleep",

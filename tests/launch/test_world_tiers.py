@@ -12,7 +12,7 @@ from paceline.launch.frames import FrameWorkload
 from paceline.launch.local import run_local
 from paceline.launch.summary import summarize
 from paceline.launch.world_tiers import check_world_tiers
-from paceline.pipeline.topology import Topology, Transport
+from paceline.pipeline.topology import Transport, WorldTopology
 from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec
 from tests.launch.small_world import FRAME, save_small
@@ -28,7 +28,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_small(tmp_path_factory.mktemp("weights"))
 
 
-def tiered(weights: Path, folder: Path, via: str, **change: object) -> Topology:
+def tiered(weights: Path, folder: Path, via: str, **change: object) -> WorldTopology:
     """Two groups that hold eight frames in hbm, sixteen in dram and the rest on disk."""
     budget = {
         "hbm": HBM_FRAMES * FRAME, "dram": 16 * FRAME, "nvme": {"path": str(folder), "size": 160 * FRAME},
@@ -37,7 +37,7 @@ def tiered(weights: Path, folder: Path, via: str, **change: object) -> Topology:
     made = two_groups(weights, "cascade", inject={}, tiers={"early": budget, "late": budget}, **change)
     context = made.context.model_copy(update={"recall": 2})
     edges = tuple(edge.model_copy(update={"via": Transport(via)}) for edge in made.edges)
-    return Topology.model_validate(made.model_dump(mode="json", by_alias=True) | {
+    return WorldTopology.model_validate(made.model_dump(mode="json", by_alias=True) | {
         "context": context.model_dump(), "edges": [edge.model_dump(by_alias=True) for edge in edges],
     })  # fmt: skip
 
@@ -91,7 +91,7 @@ def test_budgets_that_can_not_do_are_refused_before_anything_starts(small: Path,
     topology = tiered(small, tmp_path, "zmq")
     check_world_tiers(topology, 1000, 2)
 
-    def with_late(**budget: object) -> Topology:
+    def with_late(**budget: object) -> WorldTopology:
         spec = topology.tiers["late"].model_copy(update=budget)
         return topology.model_copy(update={"tiers": {**topology.tiers, "late": spec}})
 

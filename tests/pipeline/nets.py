@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from paceline.pipeline.program import ModelShape
-from paceline.pipeline.topology import CLEAN, ContextMode, Schedule, Topology
+from paceline.pipeline.topology import CLEAN, ContextMode, Schedule, SleepTopology, WorldTopology
 
 __all__ = ["SHAPE", "contiguous", "sleepers", "world"]
 
@@ -36,7 +36,7 @@ def world(
     ranks: int = 1,
     layers: Sequence[int] = (1,),
     extra: dict[str, Any] | None = None,
-) -> Topology:
+) -> WorldTopology:
     """A world with one stage and one group for each part; source, decode and sink on a group `io`."""
     last = len([step for part in partition for step in part if step != CLEAN])
     names = [f"step{part[0]}" for part in partition]
@@ -61,7 +61,7 @@ def world(
                 continue
             run = layers[len(edges) % len(layers)]
             edges.append({"from": writer, "to": reader, "carries": "kv", "via": via, "layers": run})
-    return Topology.model_validate(
+    return WorldTopology.model_validate(
         {
             "name": "net",
             "schedule": schedule,
@@ -76,7 +76,7 @@ def world(
     )
 
 
-def sleepers(ms: Sequence[float], *, schedule: str = "wavefront", inflight: int = 2, via: str = "zmq") -> Topology:
+def sleepers(ms: Sequence[float], *, schedule: str = "wavefront", inflight: int = 2, via: str = "zmq") -> SleepTopology:
     """A chain of sleeping stages, a rank for each, between source and sink on the first rank."""
     names = [f"s{index}" for index in range(len(ms))]
     path = ["source", *names, "sink"]
@@ -84,7 +84,7 @@ def sleepers(ms: Sequence[float], *, schedule: str = "wavefront", inflight: int 
         name: {"kind": "sleep", "group": f"g{index}", "ms": cost}
         for index, (name, cost) in enumerate(zip(names, ms, strict=True))
     }
-    return Topology.model_validate(
+    return SleepTopology.model_validate(
         {
             "name": "sleepers",
             "workload": "sleep",

@@ -13,7 +13,7 @@ from paceline.pipeline.costs import costs_from
 from paceline.pipeline.load import check_topology
 from paceline.pipeline.plan import MOST_SIMULATED, plan
 from paceline.pipeline.recall import View
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.topology import Topology, WorldTopology
 from paceline.pipeline.unit import ModelShape
 from tests.pipeline.nets import SHAPE, contiguous, sleepers, world
 
@@ -61,7 +61,7 @@ def test_there_are_limits_of_stages_groups_edges_and_ranks() -> None:
                     f"x{index}": {"kind": "sink", "group": "g"} if key == "stages" else {} for index in range(count)
                 }
         with pytest.raises(ValueError, match="at most"):
-            Topology.model_validate(fields)
+            WorldTopology.model_validate(fields)
 
 
 def test_too_many_ranks_are_an_error(tmp_path: Path) -> None:

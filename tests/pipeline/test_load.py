@@ -72,8 +72,8 @@ BROKEN = {
         "schedule:",
         "zzz: 1\nschedule:",
         [
-            "FILE:2: zzz: is no known key; known are name, workload, seed, deterministic, schedule, model, context, "
-            "speculation, groups, stages, edges, tiers, deadline_ms, on_late, network, inject"
+            "FILE:2: zzz: is no known key; known are name, workload, seed, deterministic, schedule, groups, "
+            "stages, edges, tiers, deadline_ms, on_late, network, inject, model, context"
         ],
     ),
     "misspelt section": ("stages:", "stagess:", ["FILE:8: stagess: is no known key; did you mean 'stages'?"]),
@@ -463,3 +463,28 @@ def check_text(text: str, file: Path) -> None:
         assert problem.line is not None
         assert 1 <= problem.line <= len(text) + 1
         assert str(problem).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("file", "section", "path", "taker"),
+    [
+        ("speculate-2", "model", "steps", "world"),
+        ("speculate-2", "context", "recall", "world"),
+        ("world-2", "speculation", "window", "language"),
+        ("world-2", "model", "draft", "language"),
+        ("sleep-4", "model", "steps", "world"),
+        ("sleep-4", "speculation", "depth", "language"),
+    ],
+)
+def test_a_key_of_another_workload_is_refused(tmp_path: Path, file: str, section: str, path: str, taker: str) -> None:
+    text = (ROOT / "topologies" / f"{file}.yaml").read_text()
+    workload = yaml.safe_load(text).get("workload", "world")
+    others = [line for line in text.splitlines() if not line.startswith(f"{section}:")]
+    broken = tmp_path / "t.yaml"
+    broken.write_text("\n".join([*others, f"{section}:", f"  {path}: 2"]))
+    takes = f"has no meaning in workload {workload}; remove it; only workload {taker} takes it"
+    found = check_topology(broken)[1]
+    assert [str(problem) for problem in found] == [f"{broken}:{len(others) + 2}: {section}.{path}: {takes}"]
+    key = f"{section}.{path}"
+    found = check_topology(ROOT / "topologies" / f"{file}.yaml", [f"{key}=2"])[1]
+    assert [str(problem) for problem in found] == [f"--set {key}: {key}: {takes}"]

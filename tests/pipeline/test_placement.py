@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from paceline.pipeline.load import load_topology
 from paceline.pipeline.placement import Placement
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.topology import Topology, topology_model
 from paceline.pipeline.validate import validate
 
 TOPOLOGIES = Path(__file__).parents[2] / "topologies"
@@ -42,13 +42,12 @@ def topologies(draw: st.DrawFn) -> Topology:
             for place, late in enumerate(chain)
             for early in chain[:place]
         ]
-    topology = Topology.model_validate(
+    topology = topology_model("sleep" if sleep else "world").model_validate(
         {
             "name": "drawn",
             "workload": "sleep" if sleep else "world",
             "schedule": schedule,
-            "model": {"steps": groups},
-            "context": {"mode": "cascade"},
+            **({} if sleep else {"model": {"steps": groups}, "context": {"mode": "cascade"}}),
             "groups": {f"g{i}": {"ranks": count} for i, count in enumerate(ranks)},
             "stages": stages,
             "edges": edges,

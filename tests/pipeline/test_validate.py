@@ -9,7 +9,7 @@ import pytest
 
 from paceline.pipeline.flow import compute_chain, item_cycle, needed_item_edges, needed_kv_edges
 from paceline.pipeline.load import check_topology, load_topology
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.topology import Topology, WorldTopology
 from paceline.pipeline.validate import check_world_size, validate
 
 TOPOLOGIES = Path(__file__).parents[2] / "topologies"
@@ -449,10 +449,10 @@ def test_needed_kv_edges_by_mode() -> None:
     assert needed_kv_edges(with_mode(topology, "matched")) == []
 
 
-def with_mode(topology: Topology, mode: str) -> Topology:
+def with_mode(topology: Topology, mode: str) -> WorldTopology:
     data = topology.model_dump(by_alias=True)
     data["context"]["mode"] = mode
-    return Topology.model_validate(data)
+    return WorldTopology.model_validate(data)
 
 
 def test_no_cycle_in_what_ships() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.topology import SleepTopology
 from paceline.runtime.endpoint import Endpoint, Route
 from paceline.runtime.rendezvous import Rendezvous
 from paceline.stages.item import Item, Key
@@ -19,9 +19,9 @@ from tests.harness import free_port
 MIB = 1 << 20
 
 
-def topology(via: str, ranks: int = 2, inflight: int = 4, nbytes: int = 64 * MIB, **network: Any) -> Topology:
+def topology(via: str, ranks: int = 2, inflight: int = 4, nbytes: int = 64 * MIB, **network: Any) -> SleepTopology:
     """`a` and `b` joined by one edge each way, on groups of their own; or both on one rank."""
-    return Topology.model_validate(
+    return SleepTopology.model_validate(
         {
             "name": "pair",
             "workload": "sleep",
@@ -101,7 +101,7 @@ def raise_any(errors: Sequence[BaseException | None]) -> None:
 
 
 @contextmanager
-def connected(spec: Topology, hosts: Sequence[str] = ("h", "h"), run_dir: Path | None = None) -> Iterator[Ends]:
+def connected(spec: SleepTopology, hosts: Sequence[str] = ("h", "h"), run_dir: Path | None = None) -> Iterator[Ends]:
     """Ends of a topology made by `topology`, connected, and closed afterwards."""
     if spec.edges[0].via == "local":
         with Endpoint(Rendezvous(0, 1), spec, [Route(0, 0, 0), Route(1, 0, 0)]) as endpoint:

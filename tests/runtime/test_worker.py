@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import torch
 
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.topology import SleepTopology
 from paceline.runtime.actor import Done, Promise, Work
 from paceline.runtime.endpoint import Endpoint, Route
 from paceline.runtime.rendezvous import Rendezvous
@@ -29,12 +29,12 @@ EDGE = 0
 NBYTES = 8
 
 
-def topology(ranks: int, via: str = "zmq", inflight: int = 2, kind: str = "sleep") -> Topology:
+def topology(ranks: int, via: str = "zmq", inflight: int = 2, kind: str = "sleep") -> SleepTopology:
     """A source and a sink with two stages between them that sleep; on one rank, or the sink's side on another."""
     far = "g" if ranks == 1 else "h"
     groups = {"g": {"ranks": 1}} | ({} if ranks == 1 else {"h": {"ranks": 1}})
     edge = {"via": via, "inflight": inflight, "bytes": 1 << 16}
-    return Topology.model_validate(
+    return SleepTopology.model_validate(
         {
             "name": "loop",
             "workload": "sleep",
@@ -157,7 +157,7 @@ class Receiving(Tiny):
 
 
 def worker_of(
-    spec: Topology, endpoint: Endpoint, folder: Path, stages: list[str],
+    spec: SleepTopology, endpoint: Endpoint, folder: Path, stages: list[str],
     told: Callable[[int], None] = lambda done: None,
     events: bool = False, reports_s: float | None = None,
 ) -> Worker:  # fmt: skip

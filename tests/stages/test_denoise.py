@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paceline.pipeline.topology import ContextMode, Topology
+from paceline.pipeline.topology import ContextMode, WorldTopology
 from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec
 from paceline.stages.dit import DiT
@@ -22,7 +22,7 @@ PARTITIONS = [[[0], [1, 2]], [[0, 1], [2, 3]], [[0], [1], [2]], [[0], [1], [2], 
 
 def build(
     weights: Path, mode: str, partition: list[list[int]], schedule: str = "wavefront", **context: int
-) -> Topology:
+) -> WorldTopology:
     """A topology whose denoise stages run the given steps; the last index is the clean pass."""
     steps = partition[-1][-1]
     parts = [[s for s in part if not (mode == "matched" and s == steps)] for part in partition]
@@ -41,7 +41,7 @@ def build(
         name: {"kind": "denoise", "group": "g", "steps": ["clean" if s == steps else s for s in part]}
         for name, part in zip(names, parts, strict=True)
     }
-    return Topology.model_validate(
+    return WorldTopology.model_validate(
         {
             "name": "test",
             "schedule": schedule,

@@ -18,7 +18,7 @@ from paceline.launch.weights import read_model_file
 from paceline.pipeline.costs import Costs, costs_from
 from paceline.pipeline.load import load_topology
 from paceline.pipeline.plan import plan as make_plan
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.topology import FrameTopology, LanguageTopology
 
 __all__ = ["plan"]
 
@@ -58,7 +58,7 @@ def plan(
         raise typer.Exit(2)
 
 
-def _language(topology: Topology, as_json: bool) -> None:
+def _language(topology: LanguageTopology, as_json: bool) -> None:
     # Imported here: it knows the runtime's roles, and with them comes torch, which other plans do without.
     from paceline.launch.language.plan import language_plan, show_language_plan
 
@@ -69,7 +69,7 @@ def _language(topology: Topology, as_json: bool) -> None:
         show_language_plan(made, make_console())
 
 
-def _costs(topology: Topology, measured: Path | None) -> Costs:
+def _costs(topology: FrameTopology, measured: Path | None) -> Costs:
     if measured is None:
         return costs_from(topology)
     try:

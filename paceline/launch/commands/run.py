@@ -26,7 +26,7 @@ from paceline.launch.weights import check_weights, read_model_file
 from paceline.launch.world_tiers import check_world_tiers
 from paceline.pipeline.liveness import check_liveness
 from paceline.pipeline.load import load_topology
-from paceline.pipeline.topology import Schedule, Topology
+from paceline.pipeline.topology import FrameTopology, Schedule
 from paceline.runtime.spec import RunSpec
 
 __all__ = ["LAUNCHED", "run"]
@@ -125,7 +125,7 @@ def _check(
     replay: Path | None,
     frames: int,
     sessions: int,
-) -> Topology:
+) -> FrameTopology:
     """The topology, once everything is known to be right that can be known before a process is started."""
     topology = load_topology(file, overrides, None if launched is None else launched.world_size)
     if topology.workload == "language":

@@ -11,7 +11,7 @@ import torch
 from paceline.launch.errors import ArgumentError
 from paceline.launch.recording import Recording
 from paceline.pipeline.tiers import TierSpec
-from paceline.pipeline.topology import StageKind, Topology
+from paceline.pipeline.topology import LanguageTopology, StageKind
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.serial import generate_serial
 from paceline.runtime.language.spec import GenerateSpec
@@ -63,7 +63,7 @@ class _Recorder:
 
 
 def record_generation(
-    topology: Topology,
+    topology: LanguageTopology,
     prompts: Sequence[str],
     out: Path,
     max_tokens: int,

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from paceline.launch.errors import ArgumentError
 from paceline.launch.language.prompts import Prompt, check_text
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.topology import LanguageTopology
 from paceline.runtime.language.models import find_folder
 from paceline.runtime.language.parked import ParkedSession
 from paceline.runtime.language.spec import GenerateSpec, Resumed, SessionOptions
@@ -33,7 +33,7 @@ class Asked:
 
 
 def make_spec(
-    topology: Topology,
+    topology: LanguageTopology,
     asked: Asked,
     parked: Sequence[tuple[Path, ParkedSession]],
     *,

@@ -87,13 +87,13 @@ def caption(spec: RunSpec | GenerateSpec) -> str:
     topology = spec.topology
     parts = [topology.name]
     if topology.workload == "world":
-        steps = topology.model.steps
+        steps = topology.steps
         parts += [f"context {topology.context.mode.value}", f"{steps} step{'s' if steps > 1 else ''}"]
     if isinstance(spec, RunSpec):
         schedule = Schedule.serial if spec.serial else topology.schedule
         parts.append(f"schedule {schedule.value}")
     else:
-        parts.append(f"coupling {topology.speculation.coupling}")
+        parts.append(f"coupling {spec.topology.speculation.coupling}")
     parts.append(f"seed {spec.seed}")
     return "  ·  ".join(parts)
 

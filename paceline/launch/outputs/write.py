@@ -94,7 +94,7 @@ def write_pictures(
 
     _remove_leftovers(out)
     pictured = {session: array for session, array in sorted(frames.items()) if array.size}
-    result = aligned(result, spec.topology.context.prompt if spec.topology.workload == "world" else 0)
+    result = aligned(result, spec.topology.prompt_frames)
     draw: dict[str, Callable[[Path], None]] = {}
     if result.ranks:
         draw["trace.json"] = lambda path: fill(path, trace_json(spec, result))

@@ -6,15 +6,13 @@ from collections.abc import Iterator
 
 from paceline.pipeline.problem import Problem
 from paceline.pipeline.speculation.settings import DrafterKind
-from paceline.pipeline.topology import StageKind, Topology
+from paceline.pipeline.topology import LanguageTopology, Schedule, StageKind
 
 __all__ = ["check_speculation"]
 
 
-def check_speculation(topology: Topology) -> Iterator[Problem]:
+def check_speculation(topology: LanguageTopology) -> Iterator[Problem]:
     """One drafter, edges both ways, and one among the verifiers where there are several."""
-    if topology.workload != "language":
-        return
     names = {stage.kind: name for name, stage in topology.stages.items()}
     draft, verify = names[StageKind.draft], names[StageKind.verify]
     drafters = topology.groups[topology.stages[draft].group]
@@ -39,6 +37,9 @@ def check_speculation(topology: Topology) -> Iterator[Problem]:
             yield Problem(("edges", index), "joins the ranks of a group that has one", "remove this edge")
     if topology.deadline_ms is not None:
         yield Problem(("deadline_ms",), "has no meaning in workload language", "remove it")
+    if topology.schedule != Schedule.wavefront:
+        right = "remove it; speculation has no schedule but what is ready"
+        yield Problem(("schedule",), f"{topology.schedule} has no meaning in workload language", right)
     spec = topology.speculation
     if spec.drafter is DrafterKind.ngram and isinstance(spec.hedge, int) and spec.hedge > 0:
         right = "write hedge: 0 or auto"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.topology import LanguageTopology
 from paceline.runtime.language.parked import ParkedSession
 from paceline.stages.lm.tokenizer import Tokenizer
 from paceline.stages.sampling_params import SamplingParams
@@ -36,7 +36,7 @@ class SessionOptions:
 class GenerateSpec:
     """What to generate. The same spec gives the same text however it is launched."""
 
-    topology: Topology
+    topology: LanguageTopology
     prompts: tuple[str, ...]
     max_tokens: int
     """Most new tokens of a session."""
