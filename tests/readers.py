@@ -26,7 +26,17 @@ from paceline.pipeline.load import load_topology
 from paceline.pipeline.speculation.window import FinishReason, SpeculationError, Verdict, Window
 from paceline.runtime.errors import WireError
 from paceline.runtime.journal import encode_decision
-from paceline.runtime.language.messages import Cancel, Drafted, Kept, Opened, Pace, Passing, Settings, pack, unpack
+from paceline.runtime.language.messages import (
+    Drafted,
+    HiddenStates,
+    ParkAck,
+    SessionEnd,
+    SessionStart,
+    Settings,
+    StatsReport,
+    pack,
+    unpack,
+)
 from paceline.runtime.language.parked import ParkedSession, ParkingError, read_parked, write_parked
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.result import Decision
@@ -116,10 +126,11 @@ def messages(folder: Path) -> Reader:
         drafted=2, offset=0, finish=FinishReason.length, tokens=(5, 6),
     )  # fmt: skip
     batch = [
-        Opened(0, 9, 2**40, (1, 2)), Drafted(window, torch.ones(2), torch.ones(2, 3)),
-        Passing(window, torch.ones(3, 4)),
-        Settings(3, 2, 1, (0.5,)), Cancel(1, FinishReason.stop, 4, (1,)), verdict, Pace(7, ((1, 2),), ((True, 1, 2),)),
-        Kept(1, 2),
+        SessionStart(0, 9, 2**40, (1, 2)), Drafted(window, torch.ones(2), torch.ones(2, 3)),
+        HiddenStates(window, torch.ones(3, 4)),
+        Settings(3, 2, 1, (0.5,)), SessionEnd(1, FinishReason.stop, 4, (1,)), verdict,
+        StatsReport(7, ((1, 2),), ((True, 1, 2),)),
+        ParkAck(1, 2),
     ]  # fmt: skip
     first, *rest = pack(batch)
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
-from paceline.pipeline.intake import Intake
 from paceline.pipeline.key import Key
+from paceline.pipeline.kv_receive_plan import KVReceivePlan
 from paceline.pipeline.program import Program
 from paceline.pipeline.topology import ContextMode, Schedule, StageKind
 from paceline.pipeline.unit import Give, Row, Unit, UnitKind, kv_part, kv_run
@@ -20,7 +20,7 @@ class DenoiseProgram(Program):
     """The passes of one stage in lock-step order: in each slot the oldest frame first, because younger ones read it."""
 
     steps: tuple[int, ...] = field(init=False)
-    intake: Intake = field(init=False)
+    intake: KVReceivePlan = field(init=False)
     consumers: list[tuple[int, tuple[int, ...]]] = field(init=False, default_factory=list)
     """KV edges out of this stage, with the steps that read there"""
     taken: int = field(init=False, default=0)
@@ -29,7 +29,7 @@ class DenoiseProgram(Program):
     def __post_init__(self) -> None:
         Program.__post_init__(self)
         self.steps = self.topology.stage_steps(self.stage)
-        self.intake = Intake(self.topology, self.shape, self.stage, self.session, self.context)
+        self.intake = KVReceivePlan(self.topology, self.shape, self.stage, self.session, self.context)
         for index, edge in enumerate(self.topology.edges):
             if edge.carries == "kv" and edge.source == self.stage:
                 self.consumers.append((index, self.topology.stage_steps(edge.target)))

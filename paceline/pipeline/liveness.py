@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from paceline.pipeline.context import Context, slot_of
-from paceline.pipeline.game import Game
 from paceline.pipeline.program import ModelShape, Unit
 from paceline.pipeline.reduced import is_live_chain, with_few_credits, with_short_context, with_short_prompt
 from paceline.pipeline.sizes import format_size
+from paceline.pipeline.token_game import TokenGame
 from paceline.pipeline.topology import FrameTopology, LatePolicy
 
 __all__ = ["Deadlock", "Limits", "Verdict", "Wait", "check_liveness", "explore"]
@@ -101,7 +101,7 @@ class Verdict:
 
     live: bool
     repeats: bool
-    game: Game
+    game: TokenGame
     fired: int
     """Units that ran, in all games that were played for it"""
 
@@ -145,8 +145,8 @@ def explore(topology: FrameTopology, shape: ModelShape, first_steps: Mapping[int
     and end at each frame of one. With decisions, play one session to its end."""
     prompt = topology.prompt_frames
     if first_steps:
-        return _to_the_end(Game.start(topology, shape, prompt + _frames(topology), first_steps), 0)
-    game = Game.start(topology, shape)
+        return _to_the_end(TokenGame.start(topology, shape, prompt + _frames(topology), first_steps), 0)
+    game = TokenGame.start(topology, shape)
     settled, limit = prompt + _reach(topology), prompt + _frames(topology)
     seen: dict[object, int] = {}
     while True:
@@ -165,20 +165,20 @@ def explore(topology: FrameTopology, shape: ModelShape, first_steps: Mapping[int
         seen[state] = base
 
 
-def _parts_of_a_session(topology: FrameTopology, shape: ModelShape, whole: Game, first: int, last: int) -> Verdict:
+def _parts_of_a_session(topology: FrameTopology, shape: ModelShape, whole: TokenGame, first: int, last: int) -> Verdict:
     """Sessions that start at each slot boundary between two frames, and end some frames later, at one after another."""
     mode, steps = topology.context.mode, topology.steps
     start, fired = slot_of(mode, steps, first, 0), whole.fired
     for number in range(slot_of(mode, steps, last, 0) - start):
         end = first + number // slot_of(mode, steps, 1, 0) + steps + 2 + number % (last - first)
-        found = _to_the_end(Game.start(topology, shape, end, slot=start + number), fired)
+        found = _to_the_end(TokenGame.start(topology, shape, end, slot=start + number), fired)
         fired = found.fired
         if not found.live:
             return found
     return Verdict(True, True, whole, fired)
 
 
-def _to_the_end(game: Game, fired: int) -> Verdict:
+def _to_the_end(game: TokenGame, fired: int) -> Verdict:
     """Play a session to its end; `fired` units ran before."""
     while not game.done:
         enabled = game.enabled()
@@ -207,7 +207,7 @@ def _decisions(topology: FrameTopology) -> list[dict[int, int]]:
 # -- naming ------------------------------------------------------------------------------------------------------------
 
 
-def _cycle(game: Game) -> tuple[tuple[Wait, ...], bool]:
+def _cycle(game: TokenGame) -> tuple[tuple[Wait, ...], bool]:
     """Follow the waits of a stuck game to a cycle."""
     waiting = game.waiting()
     here = min(waiting, key=lambda stage: waiting[stage].priority)
@@ -221,7 +221,7 @@ def _cycle(game: Game) -> tuple[tuple[Wait, ...], bool]:
     return tuple(trail[stage] for stage in stages[stages.index(here) :]), True
 
 
-def _wait(game: Game, unit: Unit) -> Wait:
+def _wait(game: TokenGame, unit: Unit) -> Wait:
     edges = game.topology.edges
     key = game.tokens.absent(unit)
     if key is not None:

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from paceline.pipeline.frozen import Frozen
 from paceline.pipeline.sizes import parse_size
+from paceline.pipeline.strict_model import StrictModel
 
 __all__ = ["NvmeSpec", "TierMode", "TierSpec"]
 
@@ -28,7 +28,7 @@ class TierMode(StrEnum):
     """those without which, by the profile, more than `epsilon` would be missing; nothing proves it"""
 
 
-class NvmeSpec(Frozen):
+class NvmeSpec(StrictModel):
     """The last tier: one preallocated file for each rank in a folder."""
 
     path: Path
@@ -37,7 +37,7 @@ class NvmeSpec(Frozen):
     """Bytes of each rank's file."""
 
 
-class TierSpec(Frozen):
+class TierSpec(StrictModel):
     """Where each rank of a group keeps the KV of its sessions. Every rank has these budgets for itself."""
 
     hbm: _Size

@@ -15,10 +15,10 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
-from paceline.pipeline.frozen import LONGEST_MS, Frozen
 from paceline.pipeline.sizes import parse_size
 from paceline.pipeline.speculation.settings import LanguageSpec, SpeculationSpec
 from paceline.pipeline.speculation.window import Coupling
+from paceline.pipeline.strict_model import LONGEST_MS, StrictModel
 from paceline.pipeline.tiers import TierSpec
 
 __all__ = [
@@ -99,7 +99,7 @@ class LatePolicy(StrEnum):
     fewer_steps = "fewer_steps"
 
 
-class GroupSpec(Frozen):
+class GroupSpec(StrictModel):
     """A named set of ranks with one kind of device."""
 
     ranks: int = Field(1, ge=1, le=4096)
@@ -108,7 +108,7 @@ class GroupSpec(Frozen):
     """Intra-op threads of each rank (CPU)."""
 
 
-class StageSpec(Frozen):
+class StageSpec(StrictModel):
     """One unit of compute, placed on a group."""
 
     kind: StageKind
@@ -123,7 +123,7 @@ class StageSpec(Frozen):
     """Items of different sessions it may compute in one forward; 1 keeps results bit-identical."""
 
 
-class EdgeSpec(Frozen):
+class EdgeSpec(StrictModel):
     """A bounded, ordered way from one stage to another. Limits hold for each session on the edge."""
 
     source: str = Field(alias="from")
@@ -138,7 +138,7 @@ class EdgeSpec(Frozen):
     """kv: layers that travel as one item where KV is streamed behind the compute; more means fewer messages."""
 
 
-class ModelSpec(Frozen):
+class ModelSpec(StrictModel):
     """The world model and how many denoising steps it takes."""
 
     weights: str = "zoo:world"
@@ -146,7 +146,7 @@ class ModelSpec(Frozen):
     steps: int = Field(2, ge=1, le=64)
 
 
-class ContextSpec(Frozen):
+class ContextSpec(StrictModel):
     """Rolling KV: `sinks` first frames and the last `window` frames, read in one of four modes; and a few older ones
     that are recalled by pose."""
 
@@ -159,21 +159,21 @@ class ContextSpec(Frozen):
     """True frames that a session starts from."""
 
 
-class InjectSpec(Frozen):
+class InjectSpec(StrictModel):
     """Faults put in on purpose: a random delay of up to `jitter_ms` before every unit and every send."""
 
     jitter_ms: float = Field(0.0, ge=0, le=LONGEST_MS)
     seed: int = 0
 
 
-class CurveSpec(Frozen):
+class CurveSpec(StrictModel):
     """CURVE keys for tcp beyond loopback: this host's secret certificate and the folder of allowed public ones."""
 
     secret: Path
     allow: Path
 
 
-class NetworkSpec(Frozen):
+class NetworkSpec(StrictModel):
     """Where zmq sockets bind. Hosts beyond loopback need `curve`."""
 
     bind: str = "127.0.0.1"
@@ -190,7 +190,7 @@ class NetworkSpec(Frozen):
             return False
 
 
-class TopologyBase(Frozen):
+class TopologyBase(StrictModel):
     """The keys that every workload takes."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")

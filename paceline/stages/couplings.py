@@ -18,7 +18,7 @@ from torch import Tensor
 
 from paceline.kernels.gumbel import DrawKey, GumbelRows, uniforms
 from paceline.kernels.philox import Purpose
-from paceline.pipeline.speculation.judge import Check
+from paceline.pipeline.speculation.acceptor import Check
 from paceline.pipeline.speculation.window import Coupling
 
 __all__ = ["Drawn", "Judgement", "Ruling", "alternatives", "draw", "judge_rows", "sample"]
@@ -49,7 +49,7 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """What the rows decided; the arguments of `Judge.settle`."""
+    """What the rows decided; the arguments of `Acceptor.settle`."""
 
     accepted: int
     replacement: int | None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Set
 
 import numpy as np
 
-from paceline.tiers.facts import Facts
+from paceline.tiers.block_stats import BlockStats
 from paceline.tiers.pool import BlockPool, Blocks
 from paceline.tiers.profile import Profile
 
@@ -20,7 +20,7 @@ def census(
     block_size: int,
     unreadable: Set[int] = frozenset(),
     blocks: Blocks | None = None,
-) -> Facts:
+) -> BlockStats:
     """The facts of some blocks of a pool, or of all; `lengths` of the open sessions. Blocks that are pinned, open, on
     their way, lost or `unreadable` are not to be moved."""
     blocks = pool.blocks() if blocks is None else blocks
@@ -28,7 +28,7 @@ def census(
     fixed = (pool.pins[blocks] > 0) | pool.open[blocks] | pool.moving[blocks] | pool.lost[blocks]
     if unreadable:
         fixed |= np.isin(blocks, list(unreadable))
-    return Facts(
+    return BlockStats(
         block=blocks,
         session=pool.session[blocks],
         layer=pool.layer[blocks],

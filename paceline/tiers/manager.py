@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paceline.tiers.attention import Query, TieredAttention
+from paceline.tiers.block_stats import BlockStats
 from paceline.tiers.census import census
 from paceline.tiers.errors import TierFull
-from paceline.tiers.facts import Facts
 from paceline.tiers.fingerprint import fingerprint
 from paceline.tiers.layout import Budget, Layout, Slots
+from paceline.tiers.metrics import TierMetrics
 from paceline.tiers.mover import Mover
 from paceline.tiers.nvme import Store
 from paceline.tiers.packed_memory import stored_nbytes
@@ -26,7 +27,6 @@ from paceline.tiers.profile import Profile
 from paceline.tiers.settings import TierSettings
 from paceline.tiers.staging import Staging
 from paceline.tiers.storage import Storage
-from paceline.tiers.tally import Tally
 from paceline.tiers.tier import Tier
 
 __all__ = ["TierManager"]
@@ -89,7 +89,7 @@ class TierManager:
         self.stalls = self.mover.stalls
         self._staging = Staging(self.storage, chunk, self.stalls)
         self._attention = TieredAttention(self.storage, self._staging, self.profile, self.settings)
-        self._tally = Tally(self.storage, self._staging, self.stalls)
+        self._tally = TierMetrics(self.storage, self._staging, self.stalls)
         self.on_masses: Callable[[Query, NDArray[np.float64]], None] | None = None
         """Called with every query whose masses were measured, and the mass of each of its blocks."""
         self.on_release: Callable[[Blocks], None] | None = None
@@ -262,11 +262,11 @@ class TierManager:
             some = numbers[(pool.tier[numbers] == source) & ~pool.moving[numbers] & ~pool.lost[numbers]]
             self.mover.raise_now(some.tolist(), source)
 
-    def facts(self) -> Facts:
+    def facts(self) -> BlockStats:
         """What policies are told of all blocks."""
         return self._facts(self.pool.blocks())
 
-    def _near_facts(self) -> Facts:
+    def _near_facts(self) -> BlockStats:
         """What policies are told where a decision is to cost what changed, and not what is held: all blocks of hbm and
         dram, and of nvme, the one tier that grows with a session, those that attention has looked at since."""
         pool = self.pool
@@ -274,7 +274,7 @@ class TierManager:
         touched = np.unique(np.concatenate(self._touched)) if self._touched else near[:0]
         return self._facts(np.concatenate([near, touched[pool.live[touched] & (pool.tier[touched] == Tier.nvme)]]))
 
-    def _facts(self, blocks: Blocks) -> Facts:
+    def _facts(self, blocks: Blocks) -> BlockStats:
         size = self.layout.block_size
         return census(self.pool, self.profile, self._lengths, size, self.mover.unreadable, blocks)
 
@@ -337,7 +337,7 @@ class TierManager:
     def _cold(self) -> bool:
         return any(free.taken > 0 for free in self.storage.free[1:])
 
-    def _room(self, facts: Facts) -> Room:
+    def _room(self, facts: BlockStats) -> Room:
         """Slots as a plan may use them: what is on its way already holds its target too."""
         held = np.bincount(facts.tier, minlength=3).tolist()
         free = [len(slots) for slots in self.storage.free]

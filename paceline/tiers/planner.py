@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from paceline.tiers.facts import Facts, Floats
+from paceline.tiers.block_stats import BlockStats, Floats
 from paceline.tiers.tier import Tier
 
 __all__ = ["Move", "Room", "plan", "spare_slots"]
@@ -60,7 +60,7 @@ def spare_slots(slots: int, share: float, streams: int) -> int:
     return min(slots // 4, max(int(slots * share), streams)) if share else 0
 
 
-def plan(facts: Facts, scores: Floats, room: Room, bandwidth: int, hysteresis: float = 0.1) -> list[Move]:
+def plan(facts: BlockStats, scores: Floats, room: Room, bandwidth: int, hysteresis: float = 0.1) -> list[Move]:
     """The moves that bring the best blocks nearest, at most `bandwidth` of them (blocks per step).
 
     Blocks are ranked by score; of equal ones the nearer first, then the later in its session, then the smaller id.
@@ -90,7 +90,7 @@ def plan(facts: Facts, scores: Floats, room: Room, bandwidth: int, hysteresis: f
 class _Plan:
     """The state of one call: what is free as the list stands, and who is next on either side of each border."""
 
-    def __init__(self, facts: Facts, scores: Floats, room: Room, bandwidth: int, hysteresis: float) -> None:
+    def __init__(self, facts: BlockStats, scores: Floats, room: Room, bandwidth: int, hysteresis: float) -> None:
         self._room, self._left = room, bandwidth
         order = np.lexsort((facts.block, -facts.start, facts.tier, -scores))
         order = order[~facts.pinned[order]]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.tiers.facts import Floats, Ints
+from paceline.tiers.block_stats import Floats, Ints
 
 __all__ = ["Profile", "Seen", "of_use"]
 
@@ -19,7 +19,7 @@ def of_use(masses: Floats) -> NDArray[np.bool_]:
 
 
 class Seen(NamedTuple):
-    """Columns of `Facts` that the profile knows, `[n]` each, in the order of the blocks asked for."""
+    """Columns of `BlockStats` that the profile knows, `[n]` each, in the order of the blocks asked for."""
 
     mass: Floats
     total: Floats

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.pipeline.context import slot_of
-from paceline.pipeline.game import Game, items_across, notify, remember
 from paceline.pipeline.program import Unit, UnitKind
 from paceline.pipeline.programs import program_for
+from paceline.pipeline.token_game import TokenGame, items_across, notify, remember
 from paceline.pipeline.topology import ContextMode, Topology
 from tests.pipeline.nets import SHAPE, sleepers, world
 from tests.pipeline.test_program import Case, cases
@@ -55,7 +55,7 @@ def going_on(case: Case) -> Case:
     return longer
 
 
-def finish(game: Game, random: Random) -> None:
+def finish(game: TokenGame, random: Random) -> None:
     """Fire enabled units in random order to the end, and check that nothing is left."""
     while enabled := game.enabled():
         game.fire(random.choice(enabled))
@@ -90,14 +90,14 @@ def test_a_session_goes_on_from_any_slot_boundary(case: Case, seed: int, data: s
     slot = data.draw(st.sampled_from(boundaries(case)))
     for stage in case.topology.stages:
         assert learned(case, stage, slot) == [unit for unit in whole(case, stage) if unit.slot >= slot]
-    finish(Game.start(case.topology, case.shape, case.context().end, case.first_steps, slot), Random(seed))
+    finish(TokenGame.start(case.topology, case.shape, case.context().end, case.first_steps, slot), Random(seed))
 
 
 @settings(max_examples=60, deadline=None)
 @given(cases(batched=True), st.integers(0, 2**32), st.data())
 def test_so_does_one_whose_passes_are_one_forward(case: Case, seed: int, data: st.DataObject) -> None:
     slot = data.draw(st.sampled_from(boundaries(case)))
-    finish(Game.start(case.topology, case.shape, case.context().end, case.first_steps, slot), Random(seed))
+    finish(TokenGame.start(case.topology, case.shape, case.context().end, case.first_steps, slot), Random(seed))
 
 
 @settings(max_examples=60, deadline=None)
@@ -116,7 +116,7 @@ def test_what_a_cut_holds_is_what_crosses_it(case: Case, data: st.DataObject) ->
 @pytest.mark.parametrize("mode", list(ContextMode))
 def test_nothing_of_a_program_is_as_long_as_its_session(mode: ContextMode) -> None:
     topology = world([[0], [1], ["clean"]], mode=mode, window=4, sinks=1)
-    game = Game.start(topology, SHAPE)
+    game = TokenGame.start(topology, SHAPE)
     while game.state()[1] < 2000:
         for stage in game.enabled():
             game.fire(stage)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.pipeline.game import Game
 from paceline.pipeline.liveness import Limits, check_liveness, explore
 from paceline.pipeline.program import ModelShape
+from paceline.pipeline.token_game import TokenGame
 from paceline.pipeline.topology import ContextMode, Topology
 from tests.pipeline.nets import SHAPE, contiguous, sleepers, world
 
@@ -20,7 +20,7 @@ from tests.pipeline.nets import SHAPE, contiguous, sleepers, world
 def runs(topology: Topology, shape: ModelShape, frames: int, random: Random) -> bool:
     """Whether one random execution comes to its end."""
     prompt = topology.context.prompt if topology.workload == "world" else 0
-    game = Game.start(topology, shape, prompt + frames)
+    game = TokenGame.start(topology, shape, prompt + frames)
     while enabled := game.enabled():
         game.fire(random.choice(enabled))
     return game.done

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.pipeline.context import Context, Read
-from paceline.pipeline.game import Game
 from paceline.pipeline.key import Key
 from paceline.pipeline.program import ModelShape, Row, Unit, UnitKind
 from paceline.pipeline.programs import program_for
+from paceline.pipeline.token_game import TokenGame
 from paceline.pipeline.topology import ContextMode, Schedule, Topology
 from tests.pipeline.nets import SHAPE, contiguous, world
 
@@ -93,7 +93,7 @@ class Cache:
 
 def play(case: Case, random: Random) -> Record:
     """Fire enabled units in random order to the end, and check of every one that what it reads is there."""
-    game = Game.start(case.topology, case.shape, case.context().end, case.first_steps)
+    game = TokenGame.start(case.topology, case.shape, case.context().end, case.first_steps)
     record = Record()
     caches = {stage: Cache() for stage in case.topology.stages}
     while enabled := game.enabled():

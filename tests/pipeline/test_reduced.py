@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.pipeline.context import Context
-from paceline.pipeline.game import notify
 from paceline.pipeline.liveness import check_liveness, explore
 from paceline.pipeline.program import Row, Unit
 from paceline.pipeline.programs import program_for
 from paceline.pipeline.reduced import is_live_chain, with_few_credits, with_short_context, with_short_prompt
+from paceline.pipeline.token_game import notify
 from paceline.pipeline.topology import ContextMode, Topology
 from tests.pipeline.nets import SHAPE, contiguous, sleepers, world
 from tests.pipeline.test_liveness import limited

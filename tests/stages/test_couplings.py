@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from paceline.kernels.gumbel import DrawKey, GumbelRows, gumbel
-from paceline.pipeline.speculation.judge import Check, Judge
+from paceline.pipeline.speculation.acceptor import Acceptor, Check
 from paceline.pipeline.speculation.window import Coupling, Window
 from paceline.stages.couplings import Judgement, alternatives, draw, judge_rows, sample
 
@@ -25,7 +25,7 @@ def _rows(n: int, seed: int, scale: float = 1.0, top: int | None = None) -> Tens
 
 def _check(drafted: Sequence[int], bonus: bool, coupling: Coupling, prompt: int = 4, epoch: int = 0) -> Check:
     window = Window(0, epoch, 0, (*[1] * prompt, *drafted), prompt, bonus)
-    check = Judge(0, [1] * prompt, 1000, coupling).plan(window)
+    check = Acceptor(0, [1] * prompt, 1000, coupling).plan(window)
     assert check is not None and check.drafted == tuple(drafted)
     return check
 
@@ -106,7 +106,7 @@ def test_draws_of_different_purpose_or_epoch_are_independent() -> None:
     plain = [Window(0, epoch, 0, (1, 1, 1, 1), 4, True) for epoch in range(2)]
     tokens = []
     for window in plain:
-        check = Judge(0, [1] * 4, 1000, Coupling.rejection).plan(window)
+        check = Acceptor(0, [1] * 4, 1000, Coupling.rejection).plan(window)
         assert check is not None and check.plain
         tokens.append(
             [r.extra for r in judge_rows(Coupling.rejection, [Judgement(check, log_p, s) for s in range(2_000)])]

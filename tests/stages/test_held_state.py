@@ -21,7 +21,7 @@ from paceline.stages.dit import DiT, DiTConfig, save_dit
 from paceline.stages.frame_cache import FrameCache
 from paceline.stages.frame_tiers import frame_tier_manager
 from paceline.stages.item import Item
-from paceline.tiers.facts import Facts, Floats
+from paceline.tiers.block_stats import BlockStats, Floats
 from paceline.tiers.manager import TierManager
 from paceline.tiers.policies import Policy
 from tests.stages.conftest import random_model
@@ -139,7 +139,7 @@ class Counted:
         self.name, self._policy = policy.name, policy
         self.asked = 0
 
-    def keep(self, facts: Facts, step: int) -> Floats:
+    def keep(self, facts: BlockStats, step: int) -> Floats:
         self.asked += len(facts)
         return self._policy.keep(facts, step)
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from paceline.tiers.facts import Facts
+from paceline.tiers.block_stats import BlockStats
 
 __all__ = ["facts_of"]
 
 
-def facts_of(n: int, **columns: Any) -> Facts:
+def facts_of(n: int, **columns: Any) -> BlockStats:
     """Facts of `n` blocks 0, 1, … of one session and layer, 16 tokens each, all in hbm and never attended."""
     start = np.asarray(columns.get("start", np.arange(n) * 16), dtype=np.int64)
     default: dict[str, Any] = {
@@ -35,4 +35,4 @@ def facts_of(n: int, **columns: Any) -> Facts:
         "mass": np.float64, "total": np.float64,
     }  # fmt: skip
     given = default | columns
-    return Facts(**{name: np.asarray(value, dtype=kinds.get(name, np.int64)) for name, value in given.items()})
+    return BlockStats(**{name: np.asarray(value, dtype=kinds.get(name, np.int64)) for name, value in given.items()})

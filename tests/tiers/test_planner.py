@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.tiers.facts import Facts
+from paceline.tiers.block_stats import BlockStats
 from paceline.tiers.planner import Move, Room, plan
 from paceline.tiers.tier import Tier
 from tests.tiers.facts_of import facts_of
@@ -18,7 +18,7 @@ HBM, DRAM, NVME = Tier.hbm, Tier.dram, Tier.nvme
 
 @dataclass(frozen=True)
 class Case:
-    facts: Facts
+    facts: BlockStats
     scores: np.ndarray
     room: Room
     bandwidth: int
@@ -50,7 +50,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-def carried_out(facts: Facts, moves: Sequence[Move]) -> dict[int, int]:
+def carried_out(facts: BlockStats, moves: Sequence[Move]) -> dict[int, int]:
     """Where the blocks lie after so many moves, each from where it says."""
     at = dict(zip(facts.block.tolist(), facts.tier.tolist(), strict=True))
     for move in moves:

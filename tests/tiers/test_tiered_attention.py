@@ -10,7 +10,7 @@ from torch import Tensor
 from paceline.tiers.attention import Attended
 from paceline.tiers.layout import Layout
 from paceline.tiers.manager import TierManager
-from paceline.tiers.omission import Omission
+from paceline.tiers.omitted_mass import OmittedMass
 from paceline.tiers.paged_kv import PagedKV
 from paceline.tiers.settings import Mode
 from tests.tiers.managers import manager_of
@@ -45,7 +45,7 @@ def decode(manager: TierManager, data: tuple[Tensor, Tensor, Tensor], first: int
     return outs
 
 
-class Watched(Omission):
+class Watched(OmittedMass):
     """Remembers every call."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from paceline.runtime.language.spec import GenerateSpec
 from paceline.stages.lm.rank_tiers import RankTiers
 from paceline.stages.sampling_params import SamplingParams
 from paceline.tiers.attention import Query
-from paceline.tiers.facts import Floats
+from paceline.tiers.block_stats import Floats
 from paceline.tiers.manager import TierManager
 from paceline.tiers.pool import Blocks
 from paceline.tiers.traces.format import TraceHeader

@@ -56,7 +56,7 @@ class Rollback:
 
 class DrafterCore:
     """Drafts for one session. `limit` is its maximum length, prompt included; see `Resume` for a later start:
-    `committed` tokens so far, `forwarded` as the front says it, and the first `epoch` to use.
+    `committed` tokens so far, `forwarded` as the scheduler says it, and the first `epoch` to use.
 
     `hedge` is the number of outcomes to draft ahead for; `acceptance` the chance of acceptance by index in a window,
     the last one standing for all behind it.

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from paceline.pipeline.frozen import LONGEST_MS, Frozen
 from paceline.pipeline.speculation.window import Coupling, Policy
+from paceline.pipeline.strict_model import LONGEST_MS, StrictModel
 
 __all__ = ["DrafterKind", "LanguageSpec", "SpeculationSpec"]
 
@@ -25,7 +25,7 @@ class DrafterKind(StrEnum):
     """nowhere: plain decoding"""
 
 
-class LanguageSpec(Frozen):
+class LanguageSpec(StrictModel):
     """The models of a language workload: `zoo:NAME` or folders in Hugging Face's layout."""
 
     target: str = "zoo:code/target"
@@ -33,7 +33,7 @@ class LanguageSpec(Frozen):
     """A smaller model with the target's tokens; it is not read unless `speculation.drafter` is `model`."""
 
 
-class SpeculationSpec(Frozen):
+class SpeculationSpec(StrictModel):
     """How drafts are made and judged."""
 
     drafter: DrafterKind = DrafterKind.model

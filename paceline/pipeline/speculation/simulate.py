@@ -1,4 +1,4 @@
-"""Speculation in virtual time: the same Front, Judge and DrafterCore as in a run, with a model of costs and chances.
+"""Speculation in virtual time: the same VerifyScheduler, Acceptor and DrafterCore as in a run, on modelled costs.
 
 What is true at a position is fixed beforehand: the target's token, whether the drafter finds it (given a right prefix),
 and at which rank among its alternatives the right one stands if not. So settings can be compared on the same text.
@@ -13,13 +13,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from paceline.pipeline.speculation.acceptor import Acceptor, Check
 from paceline.pipeline.speculation.controller import OFF, Controller, Settings, ready_share
 from paceline.pipeline.speculation.counters import Counters
 from paceline.pipeline.speculation.drafter import Branch, DrafterCore
 from paceline.pipeline.speculation.estimate import Estimates
-from paceline.pipeline.speculation.front import DrafterState, Front
 from paceline.pipeline.speculation.hedge import Alternative, Hedge
-from paceline.pipeline.speculation.judge import Check, Judge
+from paceline.pipeline.speculation.verify_scheduler import DrafterState, VerifyScheduler
 from paceline.pipeline.speculation.window import Coupling, Policy, Verdict, Window
 
 __all__ = ["Simulation", "SpeculationReport", "TokenLaw", "simulate_speculation"]
@@ -151,8 +151,8 @@ class _ForcedCore(DrafterCore):
 
 @dataclass(slots=True)
 class _Session:
-    front: Front
-    judge: Judge
+    scheduler: VerifyScheduler
+    acceptor: Acceptor
     core: DrafterCore
 
 
@@ -190,7 +190,7 @@ class _Run:
         while self.heap:
             self.now, _, action = heapq.heappop(self.heap)
             action()
-            if all(session.judge.finished for session in self.sessions):
+            if all(session.acceptor.finished for session in self.sessions):
                 break
 
     def _session(self, number: int) -> _Session:
@@ -205,17 +205,19 @@ class _Run:
         if isinstance(core, _ForcedCore):
             core.law = s.law
         state = DrafterState.on if s.window else DrafterState.off
-        front = Front(number, _PROMPT, s.coupling, depth=s.depth, policy=s.policy, patience=s.patience, drafter=state)
-        return _Session(front, Judge(number, _PROMPT, limit, s.coupling), core)
+        scheduler = VerifyScheduler(
+            number, _PROMPT, s.coupling, depth=s.depth, policy=s.policy, patience=s.patience, drafter=state
+        )
+        return _Session(scheduler, Acceptor(number, _PROMPT, limit, s.coupling), core)
 
     def report(self) -> SpeculationReport:
         counters = Counters()
         tokens, right, positions = 0, 0, 0
         for number, session in enumerate(self.sessions):
-            for part in (session.front, session.judge, session.core):
+            for part in (session.scheduler, session.acceptor, session.core):
                 counters.add(part.counters)
-            tokens += len(session.judge.tokens) - len(_PROMPT)
-            for position in range(len(_PROMPT), len(session.judge.tokens)):
+            tokens += len(session.acceptor.tokens) - len(_PROMPT)
+            for position in range(len(_PROMPT), len(session.acceptor.tokens)):
                 right += self.s.law.drafted(number, position) == self.s.law.token(position)
                 positions += 1
         each = self.s.verify(self.s.sessions) / self.s.sessions
@@ -267,14 +269,14 @@ class _Run:
     # -- the verifier --------------------------------------------------------------------------------------------------
 
     def _offered(self, session: _Session, window: Window) -> None:
-        session.front.offer(window)
+        session.scheduler.offer(window)
         self._verifier(0)
 
     def _verifier(self, rank: int) -> None:
         if self.busy[rank]:
             return
         if rank == 0 and not self.queues[0]:
-            given = [(x, x.front.next(self.now)) for x in self.sessions]
+            given = [(x, x.scheduler.next(self.now)) for x in self.sessions]
             windows = tuple((x, window) for x, window in given if window is not None)
             if windows:
                 self.queues[0].append(_Pass(windows))
@@ -283,7 +285,7 @@ class _Run:
             return
         task = self.queues[rank].popleft()
         last = rank + 1 == self.s.verifiers
-        idle = last and all(self._useless(x.judge, w) for x, w in task.windows)
+        idle = last and all(self._useless(x.acceptor, w) for x, w in task.windows)
         took = 0.0 if idle or task.tokens == 0 else self.s.verify(task.tokens) / self.s.verifiers
         if took:
             self.estimates.verify.observe(task.tokens, took * self.s.verifiers)
@@ -291,10 +293,10 @@ class _Run:
         self.verifier_busy += took if rank == 0 else 0.0
         self._at(took, lambda: self._passed(rank, task))
 
-    def _useless(self, judge: Judge, window: Window) -> bool:
+    def _useless(self, acceptor: Acceptor, window: Window) -> bool:
         """Whether the last rank sees beforehand that a pass would be for nothing: its window is stale, or the row
         carried over (the eager token, under a deterministic coupling) rejects its first token."""
-        if judge.finished or window.epoch <= judge.closed:
+        if acceptor.finished or window.epoch <= acceptor.closed:
             return True
         first = window.tokens[0] if window.drafted and window.known == 0 else None
         return first is not None and first != self.s.law.token(window.start)
@@ -312,10 +314,10 @@ class _Run:
         self._verifier(0)
 
     def _judged(self, session: _Session, window: Window) -> Verdict:
-        check = session.judge.plan(window)
+        check = session.acceptor.plan(window)
         if check is None:
-            return session.judge.dismiss(window, forwarded=True)
-        return session.judge.settle(check, *self._ruled(check))
+            return session.acceptor.dismiss(window, forwarded=True)
+        return session.acceptor.settle(check, *self._ruled(check))
 
     def _ruled(self, check: Check) -> tuple[int, int | None, int | None]:
         token = self.s.law.token
@@ -325,7 +327,7 @@ class _Run:
         return len(check.drafted), None, token(check.position + len(check.drafted)) if check.extra else None
 
     def _told(self, session: _Session, verdict: Verdict) -> None:
-        session.front.settled(verdict, self.now)
+        session.scheduler.settled(verdict, self.now)
         self.committed += len(verdict.tokens)
         if self.half is None and 2 * self.committed >= self.s.tokens * self.s.sessions:
             self.half = self.now, self.committed
@@ -371,8 +373,8 @@ class _Run:
         acceptance = self.estimates.acceptance.values(max(1, settings.window))
         for session in self.sessions:
             session.core.tune(settings.window, settings.depth, settings.hedge, acceptance)
-            session.front.depth = max(1, settings.depth)
-            session.front.set_drafter(DrafterState.off if settings == OFF else DrafterState.on)
+            session.scheduler.depth = max(1, settings.depth)
+            session.scheduler.set_drafter(DrafterState.off if settings == OFF else DrafterState.on)
             self._send(session)
         if settings != OFF:
             self._drafter()
@@ -380,7 +382,7 @@ class _Run:
     def _wake(self) -> None:
         """Come back when patience with a drafter runs out."""
         for number, session in enumerate(self.sessions):
-            due = session.front.due()
+            due = session.scheduler.due()
             if due is not None and due < float("inf") and self.woken.get(number) != due:
                 self.woken[number] = due
                 self._at(max(0.0, due - self.now), lambda: self._verifier(0))

@@ -96,7 +96,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one window; each window that a `Front` gives has exactly one, in the same order.
+    """What became of one window; each window that a `VerifyScheduler` gives has exactly one, in the same order.
 
     `tokens` are newly committed and `length` is the committed length with them; the first `drafted` of them are drafts,
     the others come from the target. `forwarded` is the position up to which every verifier's KV is right: the next

@@ -1,4 +1,4 @@
-"""A session at the first verifier, where it lives: its front, its text, what it was and when."""
+"""A session at the first verifier, where it lives: its scheduler, its text, what it was and when."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from paceline.pipeline.speculation.ending import ending
-from paceline.pipeline.speculation.front import Front
+from paceline.pipeline.speculation.verify_scheduler import VerifyScheduler
 from paceline.pipeline.speculation.window import FinishReason, Verdict
 from paceline.runtime.clock import now
 from paceline.runtime.language.result import TextResult
@@ -38,18 +38,18 @@ class ActiveSession:
     """One session while it runs."""
 
     def __init__(
-        self, session: int, prompt: Sequence[int], limit: int, seed: int, front: Front, tokenizer: Tokenizer | None,
-        stop: Sequence[str], log: TextLog, eos: Collection[int] = (), cut: bool = False,
+        self, session: int, prompt: Sequence[int], limit: int, seed: int, scheduler: VerifyScheduler,
+        tokenizer: Tokenizer | None, stop: Sequence[str], log: TextLog, eos: Collection[int] = (), cut: bool = False,
     ) -> None:  # fmt: skip
         """`cut` says that the prompt may end within a character, as that of a session that was parked may."""
-        self.session, self.seed, self.limit, self.front = session, seed, limit, front
+        self.session, self.seed, self.limit, self.scheduler = session, seed, limit, scheduler
         self._eos = frozenset(eos)
         self.tokens = list(prompt)
         self.prompt_tokens = len(prompt)
         self.origins: list[str] = []
         """Where each new token came from: a draft, a refill in place of one or behind the last, or a plain pass"""
         self.ending: tuple[FinishReason, int] | None = None
-        """Why and at which length it was ended from here; nothing more is forwarded until the judge has heard it."""
+        """Why and at which length it was ended from here; nothing more is forwarded until the acceptor has heard it."""
         self._stream = None if tokenizer is None else TextStream(tokenizer, stop, prompt, cut)
         self._log = log
         self._text: list[str] = []

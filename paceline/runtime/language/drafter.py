@@ -12,7 +12,7 @@ from paceline.pipeline.speculation.window import Verdict
 from paceline.runtime.actor import Done, Work
 from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.language.actor import LanguageActor
-from paceline.runtime.language.messages import Ask, Drafted, Message, Opened, Pace, Settings
+from paceline.runtime.language.messages import Drafted, Message, SessionStart, Settings, StatsReport, StatsRequest
 from paceline.runtime.language.settings import first_settings
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.timeline import Span
@@ -104,7 +104,7 @@ class DrafterActor(LanguageActor):
 
     def _take(self, message: Message) -> None:
         match message:
-            case Opened():
+            case SessionStart():
                 self._open(message)
             case Settings():
                 if not self._settings.window:
@@ -113,8 +113,8 @@ class DrafterActor(LanguageActor):
                 self._settings = message
                 for core in self._cores.values():
                     self._tune(core)
-            case Ask():
-                told = Pace(message.stamp, tuple(self._costs), tuple(self._refills))
+            case StatsRequest():
+                told = StatsReport(message.stamp, tuple(self._costs), tuple(self._refills))
                 self._costs.clear()
                 self._refills.clear()
                 self.mailbox.put(self.roles.windows, self.roles.first, told)
@@ -128,7 +128,7 @@ class DrafterActor(LanguageActor):
                     return
                 self._stage.settle(message.session, core.length, rollback)
 
-    def _open(self, opened: Opened) -> None:
+    def _open(self, opened: SessionStart) -> None:
         if opened.session in self._cores:
             self._close(opened.session)
         # The token behind the longest sequence can still be drafted.

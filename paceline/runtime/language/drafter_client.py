@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from paceline.pipeline.speculation.front import DrafterState, Front
 from paceline.pipeline.speculation.settings import DrafterKind
+from paceline.pipeline.speculation.verify_scheduler import DrafterState, VerifyScheduler
 from paceline.pipeline.speculation.window import Verdict, Window
 from paceline.runtime.clock import now
 from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.language.mailbox import Mailbox
-from paceline.runtime.language.messages import Ask, Opened, Pace, Settings
+from paceline.runtime.language.messages import SessionStart, Settings, StatsReport, StatsRequest
 from paceline.runtime.language.roles import Roles
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.language.tuning import Tuner
@@ -50,31 +50,31 @@ class DrafterClient:
 
     @property
     def state(self) -> DrafterState:
-        """What a front is to know of it."""
+        """What a scheduler is to know of it."""
         if self.lost:
             return DrafterState.lost
         return DrafterState.off if not self._present or self.tuner.settings.off else DrafterState.on
 
     def state_at(self, length: int) -> DrafterState:
-        """What the front of a session of so many tokens is to know: beyond its limit no window comes."""
+        """What the scheduler of a session of so many tokens is to know: beyond its limit no window comes."""
         state = self.state
         if state is DrafterState.on and self._longest is not None and length > self._longest:
             self._outrun = True
             return DrafterState.silent
         return state
 
-    def reached(self, front: Front, length: int) -> None:
+    def reached(self, scheduler: VerifyScheduler, length: int) -> None:
         """A session has so many tokens now."""
         if self.state_at(length) is DrafterState.silent:
-            front.set_drafter(DrafterState.silent)
+            scheduler.set_drafter(DrafterState.silent)
 
-    def tell(self, front: Front) -> None:
-        """Let a front know. One whose patience ran out waits for a window, as long as that can come."""
+    def tell(self, scheduler: VerifyScheduler) -> None:
+        """Let a scheduler know. One whose patience ran out waits for a window, as long as that can come."""
         state = self.state
-        if not (state is DrafterState.on and front.drafter is DrafterState.silent):
-            front.set_drafter(state)
+        if not (state is DrafterState.on and scheduler.drafter is DrafterState.silent):
+            scheduler.set_drafter(state)
 
-    def opened(self, opened: Opened) -> None:
+    def opened(self, opened: SessionStart) -> None:
         """A session begins."""
         self._put(opened)
 
@@ -83,7 +83,7 @@ class DrafterClient:
         self.tuner.committed(verdict)
         self._put(verdict)
 
-    def _put(self, message: Opened | Verdict | Settings | Ask) -> None:
+    def _put(self, message: SessionStart | Verdict | Settings | StatsRequest) -> None:
         if self._present and not self.lost:
             self._mailbox.put(self._roles.verdicts, self._roles.drafter, message)
 
@@ -92,7 +92,7 @@ class DrafterClient:
         self._disturbed = True
         self.tuner.passed(windows, seconds)
 
-    def told(self, pace: Pace, sessions: int) -> None:
+    def told(self, pace: StatsReport, sessions: int) -> None:
         """It has answered what it was asked."""
         if pace.stamp == self._stamp:
             self._answered = True
@@ -104,7 +104,7 @@ class DrafterClient:
             self._ask(_ASK_EVERY_S)
 
     def watch(self, sessions: int) -> bool:
-        """Look after it; whether fronts have to be told something."""
+        """Look after it; whether schedulers have to be told something."""
         if not self._present or self.lost:
             return False
         drafter = self._roles.drafter
@@ -132,7 +132,7 @@ class DrafterClient:
         self._stamp += 1
         self._answered = self._disturbed = False
         self._asked_s = now()
-        self._put(Ask(self._stamp))
+        self._put(StatsRequest(self._stamp))
         self._mailbox.send()
 
     def warnings(self, fallbacks: int, reported: Collection[int]) -> list[str]:

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import msgspec
 
-from paceline.pipeline.speculation.front import Front
+from paceline.pipeline.speculation.verify_scheduler import VerifyScheduler
 from paceline.pipeline.speculation.window import FinishReason, Verdict
 from paceline.runtime.actor import Done, Work
 from paceline.runtime.clock import now
 from paceline.runtime.endpoint import Endpoint
+from paceline.runtime.language.accepting import PendingWindow
 from paceline.runtime.language.active_session import ActiveSession, TextLog
 from paceline.runtime.language.drafter_client import DrafterClient
-from paceline.runtime.language.judging import PendingWindow
-from paceline.runtime.language.messages import Cancel, Drafted, Kept, Opened, Pace
+from paceline.runtime.language.messages import Drafted, ParkAck, SessionEnd, SessionStart, StatsReport
 from paceline.runtime.language.parked import ParkedSession
 from paceline.runtime.language.result import LanguageResult, TextResult
 from paceline.runtime.language.spec import GenerateSpec
@@ -31,7 +31,7 @@ __all__ = ["LeaderActor"]
 
 
 class LeaderActor(VerifierActor):
-    """The first layer range, and with it the fronts of all sessions."""
+    """The first layer range, and with it the schedulers of all sessions."""
 
     def __init__(
         self,
@@ -81,16 +81,16 @@ class LeaderActor(VerifierActor):
             match message:
                 case Drafted() if message.window.session in self._live and not self._drafter.lost:
                     self._offer(message)
-                case Pace():
+                case StatsReport():
                     self._drafter.told(message, len(self._live))
                 case Verdict():
                     self.judged(message)
-                case Kept():
+                case ParkAck():
                     self.kept(message)
         joined = self._admit()
         if self._drafter.watch(len(self._live)):
             for live in self._live.values():
-                self._drafter.tell(live.front)
+                self._drafter.tell(live.scheduler)
         return bool(messages or joined)
 
     def ready(self) -> Work | None:
@@ -117,9 +117,9 @@ class LeaderActor(VerifierActor):
         return bool(self._ended_s) and not (self.busy or self._live or self._queue or self._keeping)
 
     def patience(self) -> float:
-        """Until the first front loses patience with its drafter."""
-        waiting = [live.front for live in self._live.values() if self._may_forward(live)]
-        due = [when for front in waiting if (when := front.due()) is not None]
+        """Until the first scheduler loses patience with its drafter."""
+        waiting = [live.scheduler for live in self._live.values() if self._may_forward(live)]
+        due = [when for scheduler in waiting if (when := scheduler.due()) is not None]
         return min((when - now() for when in due), default=math.inf)
 
     # -- sessions ------------------------------------------------------------------------------------------------------
@@ -131,16 +131,16 @@ class LeaderActor(VerifierActor):
             options = self.spec.options(session)
             limit, seed = len(prompt) + options.max_tokens, self.spec.session_seed(session)
             spec = self.topology.speculation
-            front = Front(
+            scheduler = VerifyScheduler(
                 session, prompt, options.sampling.effective_coupling, depth=self._depth, policy=spec.policy,
                 patience=spec.patience_ms / 1000, chunk=spec.chunk, drafter=self._drafter.state_at(len(prompt)),
                 now=now(), forwarded=self.spec.held(session),
             )  # fmt: skip
             self._live[session] = ActiveSession(
-                session, prompt, limit, seed, front, self._tokenizer, options.stop, self._log, self._eos,
+                session, prompt, limit, seed, scheduler, self._tokenizer, options.stop, self._log, self._eos,
                 self.spec.cut(session),
             )  # fmt: skip
-            opened = Opened(session, limit, seed, tuple(prompt))
+            opened = SessionStart(session, limit, seed, tuple(prompt))
             self._drafter.opened(opened)
             self.open(msgspec.structs.replace(opened, forwarded=self.spec.held(session)))
             joined = True
@@ -165,30 +165,30 @@ class LeaderActor(VerifierActor):
 
     def _stop(self, live: ActiveSession, reason: FinishReason, length: int) -> None:
         live.ending = reason, length
-        self.end(Cancel(live.session, reason, length))
+        self.end(SessionEnd(live.session, reason, length))
 
     def judged(self, verdict: Verdict) -> None:
         """A verdict has come, from here or from the last run."""
         live = self._live.get(verdict.session)
         if live is None:
             return
-        live.front.settled(verdict, now())
-        self._drafter.reached(live.front, verdict.length)
+        live.scheduler.settled(verdict, now())
+        self._drafter.reached(live.scheduler, verdict.length)
         end = live.commit(verdict) if live.ending is None else None
         self._drafter.judged(verdict)
         self._forget(verdict.session, verdict.closed)
         if verdict.finish is not None:
-            # The judge sees no text: a stop string may end the session at or before the token that ends it there.
+            # The acceptor sees no text: a stop string may end the session at or before the token that ends it there.
             live.ending = live.ending or end
             self._leave(live, verdict)
         elif end is not None:
             self._stop(live, *end)
 
     def _leave(self, live: ActiveSession, verdict: Verdict) -> None:
-        # A stop string ends the session where it was found, even if the judge came to another end meanwhile.
+        # A stop string ends the session where it was found, even if the acceptor came to another end meanwhile.
         reason, length = live.ending or (verdict.finish or FinishReason.cancelled, verdict.length)
         reason = live.finish(reason, length, self.spec.park is not None)
-        self.counters.add(live.front.counters)
+        self.counters.add(live.scheduler.counters)
         del self._live[live.session]
         self._forget(live.session, 1 << 62)
         parked: tuple[int, ...] = ()
@@ -198,10 +198,10 @@ class LeaderActor(VerifierActor):
             parked = tuple(live.tokens[:-1])
             ranks = len(self.roles.verifiers)
             self._keeping[live.session] = self._keeper.record(live.session, live.tokens, live.seed, reason.value, ranks)
-        self.end(Cancel(live.session, parked=parked))
+        self.end(SessionEnd(live.session, parked=parked))
         self._left(live.result(self._started_s, reason))
 
-    def kept(self, kept: Kept) -> None:
+    def kept(self, kept: ParkAck) -> None:
         """All verifiers have been asked to park a session. If all did, it can be taken up from now on."""
         session = self._keeping.pop(kept.session)
         if kept.ranks == session.ranks and self._keeper.complete(session):
@@ -218,16 +218,16 @@ class LeaderActor(VerifierActor):
         window = drafted.window
         if drafted.chances is not None:
             self._evidence[window.session, window.epoch, window.start] = drafted
-        self._live[window.session].front.offer(window)
+        self._live[window.session].scheduler.offer(window)
 
     def _may_forward(self, live: ActiveSession) -> bool:
         """Whether a session goes on, and what comes of its next window can be passed on before long."""
-        return live.ending is None and (self.judges is not None or self.has_room(live.session))
+        return live.ending is None and (self.acceptors is not None or self.has_room(live.session))
 
     def _windows(self) -> list[PendingWindow]:
         windows = []
         for live in self._live.values():
-            window = live.front.next(now()) if self._may_forward(live) else None
+            window = live.scheduler.next(now()) if self._may_forward(live) else None
             if window is not None:
                 sent = self._evidence.pop((window.session, window.epoch, window.start), None)
                 windows.append(

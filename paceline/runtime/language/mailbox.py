@@ -23,8 +23,8 @@ class Mailbox:
     """Numbers the items of each route and session. What there is no credit for waits here, in order.
 
     Each session has credits of its own, so one whose messages are not taken does not keep another from sending. Whoever
-    produces a message (the front a window to forward, the drafter a window that it drafted) asks `has_room` before. A
-    rank in between passes on what it receives and never stops receiving: what it holds of a session is at most the
+    produces a message (the scheduler a window to forward, the drafter a window that it drafted) asks `has_room` before.
+    A rank in between passes on what it receives and never stops receiving: what it holds of a session is at most the
     windows in flight, and the messages of its start and end. Verdicts for a drafter are bounded by giving it up.
     """
 

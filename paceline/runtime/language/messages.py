@@ -15,11 +15,25 @@ from torch import Tensor
 
 from paceline.pipeline.speculation.window import FinishReason, SpeculationError, Verdict, Window
 
-__all__ = ["Ask", "Cancel", "Drafted", "Failed", "Kept", "Message", "Opened", "Pace", "Passing", "Settings",
-           "message_bytes", "pack", "session_of", "unpack"]  # fmt: skip
+__all__ = [
+    "Drafted",
+    "Failed",
+    "HiddenStates",
+    "Message",
+    "ParkAck",
+    "SessionEnd",
+    "SessionStart",
+    "Settings",
+    "StatsReport",
+    "StatsRequest",
+    "message_bytes",
+    "pack",
+    "session_of",
+    "unpack",
+]  # fmt: skip
 
 
-class Opened(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class SessionStart(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A session begins: its tokens so far, the length at which it ends, and its seed. A later drafter begins behind
     what is committed: `forwarded` and `epoch` as `Resume` has them. To a verifier, `forwarded` says how many positions
     are to be taken up from where they were parked."""
@@ -42,7 +56,7 @@ class Drafted(msgspec.Struct, frozen=True, array_like=True, tag=True):
     rows: Tensor | None = None
 
 
-class Passing(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class HiddenStates(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A window on its way through the verifiers, with the hidden states `[n, C]` behind the layers so far (none where
     it has no tokens), and what its drafter sent along."""
 
@@ -62,7 +76,7 @@ class Settings(msgspec.Struct, frozen=True, array_like=True, tag=True):
     acceptance: tuple[float, ...] = ()
 
 
-class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class SessionEnd(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A session is over; whoever holds state of it frees it. Sent down the verifiers behind everything else. The KV of
     `parked`, its first tokens, is written to a file before."""
 
@@ -78,13 +92,13 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     session: int
 
 
-class Ask(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """What did drafting cost lately? Answered at once, by a `Pace` with the same stamp."""
+class StatsRequest(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """What did drafting cost lately? Answered at once, by a `StatsReport` with the same stamp."""
 
     stamp: int
 
 
-class Pace(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class StatsReport(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """What the drafter measured since the last one: (branches, microseconds) of steps, and for rollbacks that could
     have been hedged (whether the refill was ready, depth, hedge width)."""
 
@@ -93,7 +107,7 @@ class Pace(msgspec.Struct, frozen=True, array_like=True, tag=True):
     refills: tuple[tuple[bool, int, int], ...] = ()
 
 
-class Kept(msgspec.Struct, frozen=True, array_like=True, tag=True):
+class ParkAck(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """So many verifiers in a row have written the KV of a session that is over to their files. It goes round behind the
     session's cancel, and comes back to the first."""
 
@@ -107,7 +121,7 @@ class _Judged(msgspec.Struct, frozen=True, array_like=True, tag=True):
     verdict: Verdict
 
 
-_Struct = Opened | Drafted | Passing | Settings | Cancel | Failed | Ask | Pace | Kept
+_Struct = SessionStart | Drafted | HiddenStates | Settings | SessionEnd | Failed | StatsRequest | StatsReport | ParkAck
 Message = _Struct | Verdict
 
 _LENGTH = 4
@@ -174,9 +188,9 @@ def _encode(message: Message, tensors: list[Tensor]) -> bytes:
 def session_of(message: Message) -> int | None:
     """The session that a message is about; None where it is about all."""
     match message:
-        case Drafted() | Passing():
+        case Drafted() | HiddenStates():
             return message.window.session
-        case Settings() | Ask() | Pace():
+        case Settings() | StatsRequest() | StatsReport():
             return None
         case _:
             return message.session

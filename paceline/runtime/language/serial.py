@@ -15,9 +15,9 @@ from paceline.pipeline.speculation.window import Coupling, FinishReason
 from paceline.runtime.clock import now
 from paceline.runtime.device import own_device
 from paceline.runtime.language.active_session import TextLog
-from paceline.runtime.language.keeping import Keeper
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.result import LanguageResult, TextResult
+from paceline.runtime.language.session_store import SessionStore
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.language.tiers import serial_tiers
 from paceline.runtime.report import peak_rss_bytes
@@ -100,7 +100,7 @@ def _session(
     held = spec.held(number)
     new = tokens[held:]
     reason: FinishReason | None = None
-    keeper = Keeper(spec, 0, "the serial worker", failures)
+    keeper = SessionStore(spec, 0, "the serial worker", failures)
     if held and not keeper.take_up(decoder, sequence, number, tokens[:held]):
         reason = FinishReason.failed
     while reason is None:

@@ -17,7 +17,7 @@ from paceline.pipeline.speculation.controller import OFF, Controller, Settings, 
 from paceline.pipeline.speculation.estimate import Estimates, Mean
 from paceline.pipeline.speculation.settings import DrafterKind, SpeculationSpec
 from paceline.pipeline.speculation.window import Policy, Verdict, Window
-from paceline.runtime.language.messages import Pace
+from paceline.runtime.language.messages import StatsReport
 from paceline.runtime.language.settings import first_settings
 
 __all__ = ["Tuner"]
@@ -95,7 +95,7 @@ class Tuner:
         self._judged += verdict.judged
         self._accepted += verdict.accepted
 
-    def told(self, pace: Pace, trip: float | None, sessions: int) -> None:
+    def told(self, pace: StatsReport, trip: float | None, sessions: int) -> None:
         """The drafter has answered; `trip` is how long that took, where nothing else happened meanwhile."""
         for branches, micros in pace.steps:
             self.estimates.draft.observe(branches, micros / 1e6)

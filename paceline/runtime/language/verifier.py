@@ -8,14 +8,14 @@ from functools import partial
 
 from torch import Tensor
 
-from paceline.pipeline.speculation.judge import Check
+from paceline.pipeline.speculation.acceptor import Check
 from paceline.pipeline.speculation.window import FinishReason, Verdict
 from paceline.runtime.actor import Done, Work
 from paceline.runtime.endpoint import Endpoint
+from paceline.runtime.language.accepting import Acceptors, PendingWindow
 from paceline.runtime.language.actor import LanguageActor
-from paceline.runtime.language.judging import Judges, PendingWindow
-from paceline.runtime.language.keeping import Keeper
-from paceline.runtime.language.messages import Cancel, Failed, Kept, Message, Opened, Passing
+from paceline.runtime.language.messages import Failed, HiddenStates, Message, ParkAck, SessionEnd, SessionStart
+from paceline.runtime.language.session_store import SessionStore
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.timeline import Span
 from paceline.stages.lm.kv_error import SequenceError
@@ -44,10 +44,10 @@ class VerifierActor(LanguageActor):
         self._parked: dict[int, bool] = {}
         """Sessions that this rank was asked to park, and whether it did, until those before it have said the same."""
         number = self.roles.verifiers.index(rank)
-        self._keeper = Keeper(spec, number, f"rank {rank}", self.failures, tell)
+        self._keeper = SessionStore(spec, number, f"rank {rank}", self.failures, tell)
         last = rank == self.roles.last
-        self.judges = (
-            Judges(stage, lambda session: spec.options(session).sampling.effective_coupling, eos) if last else None
+        self.acceptors = (
+            Acceptors(stage, lambda session: spec.options(session).sampling.effective_coupling, eos) if last else None
         )
         self._inbox: dict[int, deque[Message]] = {}
         self._failed: set[int] = set()
@@ -79,9 +79,9 @@ class VerifierActor(LanguageActor):
             waiting = self._inbox[session]
             while waiting:
                 message = waiting.popleft()
-                if isinstance(message, Passing) and session in self._failed:
+                if isinstance(message, HiddenStates) and session in self._failed:
                     continue
-                if isinstance(message, Passing):
+                if isinstance(message, HiddenStates):
                     windows.append(PendingWindow(message.window, message.hidden, message.chances, message.rows))
                     break
                 self._see(message)
@@ -96,11 +96,11 @@ class VerifierActor(LanguageActor):
 
     def forward(self, windows: Sequence[PendingWindow]) -> Work:
         """A forward of windows of different sessions through this rank's layers."""
-        checks = [None] * len(windows) if self.judges is None else self.judges.plan(windows)
+        checks = [None] * len(windows) if self.acceptors is None else self.acceptors.plan(windows)
         run = [
             index
             for index, (w, check) in enumerate(zip(windows, checks, strict=True))
-            if self.judges is None or check is not None
+            if self.acceptors is None or check is not None
         ]
         spans = tuple(
             Span(self.stage_name, windows[index].window.session, "verify", ((windows[index].window.start, -1),))
@@ -114,13 +114,13 @@ class VerifierActor(LanguageActor):
         states, failed, tokens = done.result()
         self.passed(done, tokens)
         rest = [index for index, w in enumerate(windows) if w.window.session not in failed]
-        if self.judges is None:
+        if self.acceptors is None:
             for index in rest:
                 w = windows[index]
-                self.send_on(Passing(w.window, states[index], w.chances, w.rows))
+                self.send_on(HiddenStates(w.window, states[index], w.chances, w.rows))
         elif rest:
             some, theirs = [windows[index] for index in rest], [checks[index] for index in rest]
-            for verdict in self.judges.verdicts(some, theirs, ran=self.rank != self.roles.first):
+            for verdict in self.acceptors.verdicts(some, theirs, ran=self.rank != self.roles.first):
                 self.judged(verdict)
         for session, why in failed.items():
             self.failures.append(why)
@@ -149,10 +149,10 @@ class VerifierActor(LanguageActor):
     def fail(self, session: int) -> None:
         """A session can't go on here: let the last run end it."""
         self._failed.add(session)
-        if self.judges is None:
+        if self.acceptors is None:
             self.send_on(Failed(session))
             return
-        verdict = self.judges.finish(session, FinishReason.failed, None)
+        verdict = self.acceptors.finish(session, FinishReason.failed, None)
         if verdict is not None:
             self.judged(verdict)
 
@@ -168,11 +168,11 @@ class VerifierActor(LanguageActor):
         """On the last run: back to the first."""
         self.mailbox.put(self._ring, self.roles.first, verdict)
 
-    def open(self, opened: Opened) -> None:
+    def open(self, opened: SessionStart) -> None:
         """A session begins: here, and behind."""
         self.stage.open(opened.session)
-        if self.judges is not None:
-            self.judges.open(opened)
+        if self.acceptors is not None:
+            self.acceptors.open(opened)
         else:
             self.send_on(opened)
         if opened.forwarded > 0:
@@ -182,17 +182,17 @@ class VerifierActor(LanguageActor):
             ):
                 self.fail(opened.session)
 
-    def end(self, cancel: Cancel) -> None:
+    def end(self, cancel: SessionEnd) -> None:
         """A session ends, behind everything that was sent for it: here, and behind."""
-        if self.judges is None:
+        if self.acceptors is None:
             self.send_on(cancel)
         else:
             length = None if cancel.length < 0 else cancel.length
-            verdict = self.judges.finish(cancel.session, cancel.reason, length)
+            verdict = self.acceptors.finish(cancel.session, cancel.reason, length)
             if verdict is not None:
                 self.judged(verdict)
             if cancel.length < 0:
-                self.judges.close(cancel.session)
+                self.acceptors.close(cancel.session)
         # With a length it is a stop that the first run waits to hear of; its own cancel comes after that.
         if cancel.length < 0:
             if cancel.parked:
@@ -212,33 +212,33 @@ class VerifierActor(LanguageActor):
     def _kept(self, session: int, ranks: int) -> None:
         """So many verifiers before this one have parked a session; say so behind."""
         ranks += self._parked.pop(session)
-        if self.judges is None:
-            self.send_on(Kept(session, ranks))
+        if self.acceptors is None:
+            self.send_on(ParkAck(session, ranks))
         elif self.rank != self.roles.first:
-            self.mailbox.put(self._ring, self.roles.first, Kept(session, ranks))
+            self.mailbox.put(self._ring, self.roles.first, ParkAck(session, ranks))
         else:
-            self.kept(Kept(session, ranks))
+            self.kept(ParkAck(session, ranks))
 
-    def kept(self, kept: Kept) -> None:
+    def kept(self, kept: ParkAck) -> None:
         """On the first run: all verifiers have been asked to park a session."""
         raise NotImplementedError
 
     def _put(self, message: Message) -> None:
-        session = message.window.session if isinstance(message, Passing) else getattr(message, "session", -1)
+        session = message.window.session if isinstance(message, HiddenStates) else getattr(message, "session", -1)
         self._inbox.setdefault(session, deque()).append(message)
 
     def _see(self, message: Message) -> None:
         match message:
-            case Opened():
+            case SessionStart():
                 self.open(message)
-            case Cancel():
+            case SessionEnd():
                 self.end(message)
             case Failed():
                 self.fail(message.session)
-            case Kept(session, ranks):
+            case ParkAck(session, ranks):
                 self._kept(session, ranks)
 
     def stop(self) -> None:
-        """What the judges counted is part of the report."""
-        if self.judges is not None:
-            self.counters.add(self.judges.counters)
+        """What the acceptors counted is part of the report."""
+        if self.acceptors is not None:
+            self.counters.add(self.acceptors.counters)

@@ -132,7 +132,7 @@ class DraftStage:
             del main[position]
 
     def evidence(self, window: Window) -> tuple[Tensor | None, Tensor | None]:
-        """What the judge needs of a window under `rejection`: q(x) of its drafted tokens `[n]`, and rows `[n, V]`."""
+        """What the acceptor needs of a window under `rejection`: q(x) of its tokens `[n]`, and rows `[n, V]`."""
         if self._params(window.session).effective_coupling is not Coupling.rejection or not window.drafted:
             return None, None
         made = self._draws[window.session][0].made

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from paceline.kernels.gumbel import GumbelRows
-from paceline.pipeline.speculation.judge import Check
+from paceline.pipeline.speculation.acceptor import Check
 from paceline.pipeline.speculation.window import Coupling, Window
 from paceline.stages.couplings import Judgement, Ruling, judge_rows
 from paceline.stages.finite import NotFinite, can_choose
@@ -155,6 +155,6 @@ class VerifyStage:
         return case.chances.tolist(), case.draft_rows.__getitem__
 
     def rolled_back(self, session: int, to: int, window: Window) -> None:
-        """The judge accepted less than the window: its last row is no carry-over row then."""
+        """The acceptor accepted less than the window: its last row is no carry-over row then."""
         if to < window.end:
             self._carry.pop(session, None)

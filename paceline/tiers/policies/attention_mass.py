@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.tiers.facts import Facts, Floats
+from paceline.tiers.block_stats import BlockStats, Floats
 
 __all__ = ["AttentionMass"]
 
@@ -23,7 +23,7 @@ class AttentionMass:
     near: float = 16.0
     """Distance in positions at which the mass of an unmeasured block is taken to be a half."""
 
-    def keep(self, facts: Facts, step: int) -> Floats:
+    def keep(self, facts: BlockStats, step: int) -> Floats:
         """Scores `[n]`; the higher, the nearer to the compute."""
         distance = np.maximum(facts.length - facts.start, 0)
         unknown = np.where(facts.sink, 1.0, 1.0 / (1.0 + distance / self.near))

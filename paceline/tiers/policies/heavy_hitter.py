@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.tiers.facts import Facts, Floats
+from paceline.tiers.block_stats import BlockStats, Floats
 
 __all__ = ["HeavyHitter"]
 
@@ -21,7 +21,7 @@ class HeavyHitter:
     recent: int = 256
     """Tokens of every session that are kept because they are the latest."""
 
-    def keep(self, facts: Facts, step: int) -> Floats:
+    def keep(self, facts: BlockStats, step: int) -> Floats:
         """Scores `[n]`; the higher, the nearer to the compute."""
         # Among the latest the younger goes first; a sum of masses of one block stays far below the shift.
         distance = (facts.length - facts.start).astype(np.float64)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.tiers.facts import Facts, Floats
+from paceline.tiers.block_stats import BlockStats, Floats
 
 __all__ = ["Lru"]
 
@@ -21,6 +21,6 @@ class Lru:
 
     name = "lru"
 
-    def keep(self, facts: Facts, step: int) -> Floats:
+    def keep(self, facts: BlockStats, step: int) -> Floats:
         """Scores `[n]`; the higher, the nearer to the compute."""
         return facts.used.astype(np.float64)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.tiers.facts import Facts, Floats, Ints
+from paceline.tiers.block_stats import BlockStats, Floats, Ints
 
 __all__ = ["Oracle"]
 
@@ -21,6 +21,6 @@ class Oracle:
 
     future: Callable[[Ints, int], Floats]
 
-    def keep(self, facts: Facts, step: int) -> Floats:
+    def keep(self, facts: BlockStats, step: int) -> Floats:
         """Scores `[n]`; the higher, the nearer to the compute."""
         return np.asarray(self.future(facts.block, step), dtype=np.float64)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from paceline.registry import Registry
-from paceline.tiers.facts import Facts, Floats
+from paceline.tiers.block_stats import BlockStats, Floats
 
 __all__ = ["ONLINE", "ORACLE", "POLICIES", "Policy", "make_policy", "policy"]
 
@@ -17,7 +17,7 @@ class Policy(Protocol):
 
     name: str
 
-    def keep(self, facts: Facts, step: int) -> Floats:
+    def keep(self, facts: BlockStats, step: int) -> Floats:
         """A score for each row of `facts` after step `step`; blocks of higher scores belong into nearer tiers. Only the
         order counts, and the planner breaks ties."""
         ...

@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 
-from paceline.tiers.facts import Facts, Floats, Ints
+from paceline.tiers.block_stats import BlockStats, Floats, Ints
 
 __all__ = ["Slab"]
 
@@ -20,8 +20,8 @@ class Slab:
     """Ranks the blocks of a world model by when they, or neighbours in time and space, were last used, and then by
     their distance to the middle of the picture.
 
-    A frame is cut into slabs, `columns` of them in a row; `Facts.place` numbers them row by row. A block used at step t
-    lends its neighbours t - `toll` a hop: a frame recalled after a long time draws the frames beside it in, and a slab
+    A frame is cut into slabs, `columns` of them in a row; `BlockStats.place` numbers them row by row. A block used at
+    step t lends its neighbours t - `toll` a hop: a frame recalled after a long time draws the frames beside it in, and a slab
     the slabs beside it, before they are asked for.
     """
 
@@ -34,7 +34,7 @@ class Slab:
     toll: float = 2.0
     """By how many steps lent use is older a hop."""
 
-    def keep(self, facts: Facts, step: int) -> Floats:
+    def keep(self, facts: BlockStats, step: int) -> Floats:
         """Scores `[n]`; the higher, the nearer to the compute."""
         if not len(facts):
             return np.zeros(0)

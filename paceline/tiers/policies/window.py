@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.tiers.facts import Facts, Floats
+from paceline.tiers.block_stats import BlockStats, Floats
 
 __all__ = ["Window"]
 
@@ -18,7 +18,7 @@ class Window:
 
     name = "window"
 
-    def keep(self, facts: Facts, step: int) -> Floats:
+    def keep(self, facts: BlockStats, step: int) -> Floats:
         """Scores `[n]`; the higher, the nearer to the compute."""
         nearness = (facts.start - facts.length).astype(np.float64)
         return np.where(facts.sink, np.inf, nearness)

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.tiers.facts import Floats
+from paceline.tiers.block_stats import Floats
 
 __all__ = [
     "BLOCKS",

@@ -13,7 +13,7 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.tiers.facts import Floats
+from paceline.tiers.block_stats import Floats
 
 __all__ = ["optimum"]
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.tiers.facts import Floats, Ints
+from paceline.tiers.block_stats import Floats, Ints
 from paceline.tiers.policies import policy
 from paceline.tiers.profile import of_use
 from paceline.tiers.tier import Tier

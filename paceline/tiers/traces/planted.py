@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from paceline.kernels.philox import philox_4x32
-from paceline.tiers.facts import Floats, Ints
+from paceline.tiers.block_stats import Floats, Ints
 from paceline.tiers.traces.format import TraceHeader
 from paceline.tiers.traces.trace import BlockTable, Call, Step, Trace
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.tiers.facts import Facts, Ints
+from paceline.tiers.block_stats import BlockStats, Ints
 from paceline.tiers.planner import Move, Room, plan, spare_slots
 from paceline.tiers.policies import Policy
 from paceline.tiers.profile import Profile, of_use
@@ -194,7 +194,7 @@ class _Replay:
             self._tier[move.block] = move.target
         self._moves += len(moves)
 
-    def _facts(self) -> Facts:
+    def _facts(self) -> BlockStats:
         table = self._trace.blocks
         live = np.flatnonzero(self._live)
         known = self._profile.of(live)
@@ -202,7 +202,7 @@ class _Replay:
         length = lengths[self._session[live]]
         start = table.start[live]
         pinned: NDArray[np.bool_] = start + self._trace.header.span >= length
-        return Facts(
+        return BlockStats(
             block=live,
             session=table.session[live],
             layer=table.layer[live],

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from paceline.tiers.facts import Floats, Ints
+from paceline.tiers.block_stats import Floats, Ints
 from paceline.tiers.traces.format import (
     BLOCKS,
     DROP,

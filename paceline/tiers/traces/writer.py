@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from paceline.tiers.facts import Floats, Ints
+from paceline.tiers.block_stats import Floats, Ints
 from paceline.tiers.traces.format import BLOCKS, DROP, MAGIC, MASSES, Kind, TraceHeader, encode, write_record
 
 __all__ = ["TraceWriter"]

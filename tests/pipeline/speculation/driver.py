@@ -1,9 +1,9 @@
-"""Drives Front, Judge and DrafterCore of one session through a random order of events.
+"""Drives VerifyScheduler, Acceptor and DrafterCore of one session through a random order of events.
 
 A generator: it yields what only a model could answer (a token to draft, a window to judge) and is sent the answer, so
 that a test may answer many sessions at once. What happens when is drawn by a random generator of its own that sees no
-tokens. Each verifier's KV is a list of tokens, truncated and extended as a verifier would do it, and the judge's rows
-follow from the last verifier's KV alone: a rollback that goes wrong shows in the text.
+tokens. Each verifier's KV is a list of tokens, truncated and extended as a verifier would do it, and the acceptor's
+rows follow from the last verifier's KV alone: a rollback that goes wrong shows in the text.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from paceline.pipeline.speculation.acceptor import Acceptor, Check
 from paceline.pipeline.speculation.counters import Counters
 from paceline.pipeline.speculation.drafter import Branch, DrafterCore
-from paceline.pipeline.speculation.front import DrafterState, Front
 from paceline.pipeline.speculation.hedge import Alternative
-from paceline.pipeline.speculation.judge import Check, Judge
+from paceline.pipeline.speculation.verify_scheduler import DrafterState, VerifyScheduler
 from paceline.pipeline.speculation.window import Coupling, Policy, Verdict, Window
 
 
@@ -78,7 +78,7 @@ MakeCore = Callable[..., DrafterCore]
 class _Session:
     def __init__(self, setup: Setup, rng: random.Random, make_core: MakeCore) -> None:
         self.setup, self.rng, self.make_core = setup, rng, make_core
-        self.front = Front(
+        self.scheduler = VerifyScheduler(
             setup.session,
             setup.prompt,
             setup.coupling,
@@ -87,7 +87,7 @@ class _Session:
             patience=setup.patience,
             chunk=setup.chunk,
         )
-        self.judge = Judge(setup.session, setup.prompt, setup.limit, setup.coupling, setup.eos)
+        self.acceptor = Acceptor(setup.session, setup.prompt, setup.limit, setup.coupling, setup.eos)
         self.core: DrafterCore | None = self.new_core(setup.prompt)
         self.counters = Counters()
         self.now = 0.0
@@ -115,18 +115,18 @@ class _Session:
             *drafting, *drafting, self.deliver_draft, self.give, *forwarding, self.deliver_verdict, self.tell_drafter,
         ]  # fmt: skip
         uniform, count, faults = self.rng.random, len(events), self.setup.faults
-        while self.front.finished is None:
+        while self.scheduler.finished is None:
             self.now += 1.0
             if faults and uniform() < faults:
                 self.fault()
             asked = events[int(uniform() * count)]()
             if asked is not None:
                 yield from asked
-        self.counters.add(self.front.counters)
-        self.counters.add(self.judge.counters)
+        self.counters.add(self.scheduler.counters)
+        self.counters.add(self.acceptor.counters)
         if self.core is not None:
             self.counters.add(self.core.counters)
-        self.played.tokens = self.judge.tokens
+        self.played.tokens = self.acceptor.tokens
         return self.played
 
     # -- the drafter ---------------------------------------------------------------------------------------------------
@@ -169,13 +169,13 @@ class _Session:
     def deliver_draft(self) -> None:
         if not self.drafts:
             return
-        self.front.offer(self.drafts.popleft())
+        self.scheduler.offer(self.drafts.popleft())
 
     def give(self) -> None:
-        window = self.front.next(self.now)
+        window = self.scheduler.next(self.now)
         if window is not None:
             self.passes[0].append(window)
-            self.played.max_underway = max(self.played.max_underway, self.front.underway)
+            self.played.max_underway = max(self.played.max_underway, self.scheduler.underway)
 
     def forward(self, stage: int) -> Asked | None:
         if not self.passes[stage]:
@@ -185,13 +185,13 @@ class _Session:
             self._compute(stage, window)
             self.passes[stage + 1].append(window)
             return None
-        check = self.judge.plan(window)
+        check = self.acceptor.plan(window)
         if check is not None:
             return self._rule(check)
         computed = self.rng.random() < 0.5 and len(self.kv[stage]) >= window.start
         if computed:
             self._compute(stage, window)
-        self.to_front.append(self.judge.dismiss(window, computed or self.setup.verifiers > 1))
+        self.to_front.append(self.acceptor.dismiss(window, computed or self.setup.verifiers > 1))
         return None
 
     def _compute(self, stage: int, window: Window) -> None:
@@ -202,7 +202,7 @@ class _Session:
     def _rule(self, check: Check) -> Asked:
         window, kv = check.window, self.kv[-1]
         before = list(kv)
-        assert before[: window.start] == self.judge.tokens[: window.start]
+        assert before[: window.start] == self.acceptor.tokens[: window.start]
         self._compute(self.setup.verifiers - 1, window)
         contexts: list[tuple[int, ...]] = []
         for row in check.rows:
@@ -217,14 +217,14 @@ class _Session:
         rejected = accepted < len(check.drafted)
         if window.tokens or rejected:
             self.carry = None if rejected else tuple(kv)
-        self.to_front.append(self.judge.settle(check, accepted, replacement, extra, forwarded=not early))
+        self.to_front.append(self.acceptor.settle(check, accepted, replacement, extra, forwarded=not early))
         return self.played
 
     def deliver_verdict(self) -> None:
         if not self.to_front:
             return
         verdict = self.to_front.popleft()
-        self.front.settled(verdict, self.now)
+        self.scheduler.settled(verdict, self.now)
         self.played.verdicts.append(verdict)
         if self.core is not None:
             self.to_drafter.append(verdict)
@@ -233,10 +233,10 @@ class _Session:
 
     def fault(self) -> None:
         if self.core is None:
-            resume = self.front.resume()
+            resume = self.scheduler.resume()
             if resume is not None and self.rng.random() < 0.3:
                 self.core = self.new_core(resume.tokens, resume.forwarded, resume.epoch)
-                self.front.set_drafter(DrafterState.on)
+                self.scheduler.set_drafter(DrafterState.on)
             return
         kind = self.rng.choice(("lose", "tune", "off", "on"))
         if kind == "lose":
@@ -246,13 +246,13 @@ class _Session:
             for held in (self.drafts, self.to_drafter):
                 held.clear()
             self.steps.clear()
-            self.front.set_drafter(DrafterState.lost)
+            self.scheduler.set_drafter(DrafterState.lost)
         elif kind == "tune":
             self.core.tune(self.rng.randint(1, 4), self.rng.randint(1, 4), self.rng.randint(0, 5))
-            self.front.depth = self.rng.randint(1, 4)
+            self.scheduler.depth = self.rng.randint(1, 4)
             self.send()
         else:
-            self.front.set_drafter(DrafterState.off if kind == "off" else DrafterState.on)
+            self.scheduler.set_drafter(DrafterState.off if kind == "off" else DrafterState.on)
 
 
 def play(setup: Setup, rng: random.Random, make_core: MakeCore = DrafterCore) -> Asked:

@@ -55,7 +55,7 @@ def test_a_difference_rolls_back_before_the_judge_says_so() -> None:
     assert core.settled(_verdict((2, 9), 6, 5)) == Rollback(5, 1, None)
     assert core.wants() == [Branch(0, 1, 0, 6)] and core.sequence(core.wants()[0]) == [7, 8, 9, 1, 2, 9]
     assert _draft(core, 5, 6) == [Window(0, 1, 5, (9, 5, 6), 1)]
-    # The judge's verdict on the stale window changes nothing any more.
+    # The acceptor's verdict on the stale window changes nothing any more.
     assert core.settled(_verdict((), 6, 5, rejected=True, closed=0)) is None
     assert core.epoch == 1 and core.inflight == 1
 

@@ -9,7 +9,7 @@ import torch
 
 from paceline.pipeline.speculation.window import Window
 from paceline.runtime.language.mailbox import Mailbox
-from paceline.runtime.language.messages import Cancel, Message, Passing, session_of
+from paceline.runtime.language.messages import HiddenStates, Message, SessionEnd, session_of
 from tests.runtime.pairs import Ends, connected, topology
 
 
@@ -43,7 +43,7 @@ def test_everything_arrives_in_order(inflight: int, nbytes: int) -> None:
         for number in range(300):
             window = Window(number % 7, 0, number, (1, 2), 1)
             hidden = torch.full((2, 40), float(number)) if number % 3 else None
-            sent.append(Passing(window, hidden) if number % 5 else Cancel(number))
+            sent.append(HiddenStates(window, hidden) if number % 5 else SessionEnd(number))
         for message in sent:
             sender.put(0, 1, message)
         assert sender.backlog(0, 1) == 300
@@ -52,7 +52,7 @@ def test_everything_arrives_in_order(inflight: int, nbytes: int) -> None:
         # In order for each session; those of different sessions may overtake one another.
         for one, other in zip(sorted(sent, key=session), sorted(got, key=session), strict=True):
             assert type(one) is type(other)
-            if isinstance(one, Passing) and isinstance(other, Passing):
+            if isinstance(one, HiddenStates) and isinstance(other, HiddenStates):
                 assert one.window == other.window
                 assert (one.hidden is None) == (other.hidden is None)
                 assert one.hidden is None or torch.equal(one.hidden, other.hidden)  # type: ignore[arg-type]
@@ -70,7 +70,7 @@ def test_a_session_without_credit_keeps_no_other_from_sending() -> None:
         sender, receiver = Mailbox(ends.source), Mailbox(ends.target)
         receiver.listen(0, 0)
         for number in (0, 0, 1, 2):
-            sender.put(0, 1, Passing(Window(number, 0, 0, (1,), 1), torch.zeros(1, 4)))
+            sender.put(0, 1, HiddenStates(Window(number, 0, 0, (1,), 1), torch.zeros(1, 4)))
             sender.send()
         assert sender.backlog(0, 1) == 1, "the second message of session 0 alone has to wait"
         assert ends.source.statistics()[0].sent_items == 3
@@ -82,11 +82,11 @@ def test_there_is_room_until_one_item_s_worth_waits() -> None:
     with connected(topology("zmq", inflight=1)) as ends:
         sender, receiver = Mailbox(ends.source), Mailbox(ends.target)
         receiver.listen(0, 0)
-        sender.put(0, 1, Cancel(5))
+        sender.put(0, 1, SessionEnd(5))
         sender.send()
         produced = 0
         while sender.has_room(0, 1, 5):
-            sender.put(0, 1, Cancel(5))
+            sender.put(0, 1, SessionEnd(5))
             produced += 1
         assert produced == 64
         assert sender.has_room(0, 1, 6)
@@ -98,11 +98,11 @@ def test_what_goes_to_a_lost_rank_is_dropped() -> None:
     with connected(topology("zmq", inflight=1)) as ends:
         sender = Mailbox(ends.source)
         for number in range(5):
-            sender.put(0, 1, Cancel(number))
+            sender.put(0, 1, SessionEnd(number))
         ends.source.lost.add(1)
         sender.send()
         assert (sender.pending, sender.backlog(0, 1)) == (False, 0)
         ends.source.lost.clear()
-        sender.put(0, 1, Cancel(5))
+        sender.put(0, 1, SessionEnd(5))
         sender.drop(1)
         assert not sender.pending

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from paceline.pipeline.speculation.judge import Judge
+from paceline.pipeline.speculation.acceptor import Acceptor
 from paceline.pipeline.speculation.window import Coupling, Window
 from paceline.runtime.language.active_session import ActiveSession, TextLog
 from paceline.runtime.language.actor import LanguageActor
 from paceline.runtime.language.leader import LeaderActor
-from paceline.runtime.language.messages import Drafted, Message, Passing
+from paceline.runtime.language.messages import Drafted, HiddenStates, Message
 from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.spec import SessionOptions
 from paceline.stages.lm.text_stream import TextStream
@@ -285,21 +285,21 @@ def test_any_cut_into_verdicts_gives_the_same_end_and_text(
     ids = ids + ids[-1:] * room
     outcomes = []
     for sizes in ([1] * len(ids), [*cuts, *[1] * len(ids)]):
-        judge = Judge(0, [5, 6], 2 + room, Coupling.greedy, eos)
+        acceptor = Acceptor(0, [5, 6], 2 + room, Coupling.greedy, eos)
         live = ActiveSession(0, [5, 6], 2 + room, 0, None, tokenizer, stops, TextLog(None), eos)  # type: ignore[arg-type]
-        check = judge.plan(Window(0, 0, 0, (5, 6), 2, True))
+        check = acceptor.plan(Window(0, 0, 0, (5, 6), 2, True))
         assert check is not None
-        verdict = judge.settle(check, 0, None, ids[0])
+        verdict = acceptor.settle(check, 0, None, ids[0])
         end, given = live.commit(verdict), 1
         for size in sizes:
             if verdict.finish is not None or end is not None:
                 break
             # Its first token is known since the verdict before; the extra one comes with the last.
-            window = Window(0, 0, judge.forwarded, tuple(ids[given - 1 : given + size - 1]), 1)
-            check = judge.plan(window)
+            window = Window(0, 0, acceptor.forwarded, tuple(ids[given - 1 : given + size - 1]), 1)
+            check = acceptor.plan(window)
             assert check is not None
             taken = len(check.drafted)
-            verdict = judge.settle(check, taken, None, ids[given + taken] if check.extra else None)
+            verdict = acceptor.settle(check, taken, None, ids[given + taken] if check.extra else None)
             end = live.commit(verdict)
             given += taken + check.extra
         assert end is not None
@@ -383,9 +383,9 @@ def test_nothing_is_produced_for_a_session_whose_messages_wait(
 
         def counted(edge: int, target: int, message: Message) -> None:
             put(edge, target, message)
-            if isinstance(message, Drafted) or (isinstance(message, Passing) and actor.rank == actor.roles.first):
+            if isinstance(message, Drafted) or (isinstance(message, HiddenStates) and actor.rank == actor.roles.first):
                 waiting = actor.mailbox._waiting[edge, target, message.window.session]
-                most[0] = max(most[0], sum(isinstance(each, Drafted | Passing) for each in waiting))
+                most[0] = max(most[0], sum(isinstance(each, Drafted | HiddenStates) for each in waiting))
 
         actor.mailbox.put = counted  # type: ignore[method-assign]
         if verifiers > 1 and actor.rank == actor.roles.verifiers[1]:
@@ -446,7 +446,7 @@ def check_all_free(cluster: Cluster) -> None:
         for owner, names in (
             (actor, ("_cores", "_live", "_evidence", "_inbox", "_warm")),
             (stage, ("_sequences", "_carry", "_rows", "_seeds", "_draws")),
-            (getattr(actor, "judges", None), ("_judges", "_seeds")),
+            (getattr(actor, "acceptors", None), ("_acceptors", "_seeds")),
         ):
             held += [value for name in names for value in [getattr(owner, name, None)] if value]
         assert held == [], actor.role

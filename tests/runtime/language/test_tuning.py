@@ -7,7 +7,7 @@ import pytest
 from paceline.pipeline.speculation.controller import OFF, Settings
 from paceline.pipeline.speculation.settings import SpeculationSpec
 from paceline.pipeline.speculation.window import Verdict, Window
-from paceline.runtime.language.messages import Pace
+from paceline.runtime.language.messages import StatsReport
 from paceline.runtime.language.tuning import Tuner
 
 PASS_S = 0.010
@@ -27,7 +27,7 @@ class Clock:
         for _ in range(passes):
             self.passes += 1
             self._pass(self.tuner.settings)
-            self.tuner.told(Pace(0, ((1, round(1e6 * self.step_s)),)), 0.0005, 1)
+            self.tuner.told(StatsReport(0, ((1, round(1e6 * self.step_s)),)), 0.0005, 1)
             if self.tuner.look(self.now, 1):
                 self.seen.append(self.tuner.settings)
 
@@ -58,7 +58,7 @@ def test_it_begins_plainly_and_chooses_when_both_costs_are_known() -> None:
     for _ in range(9):
         tuner.passed([window], PASS_S)
         assert not tuner.look(1.0, 1)
-    tuner.told(Pace(0, ((1, 500),) * 4), None, 1)
+    tuner.told(StatsReport(0, ((1, 500),) * 4), None, 1)
     assert tuner.look(2.0, 1)
     assert tuner.settings.window > 0
     assert tuner.looks == 1

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.tiers.facts import Facts
+from paceline.tiers.block_stats import BlockStats
 from paceline.tiers.policies import ONLINE, POLICIES, policy
 from paceline.tiers.policies.slab import Slab
 from tests.tiers.facts_of import facts_of
@@ -67,7 +67,7 @@ def test_attention_mass_takes_what_was_never_measured_for_local() -> None:
     assert (np.diff(scores[61:]) > 0).all() and scores[50] < scores[49] < scores[95]
 
 
-def slabs(frames: int, used: dict[int, int]) -> Facts:
+def slabs(frames: int, used: dict[int, int]) -> BlockStats:
     """Frames of 3 by 3 slabs, each used when it was made, some again later."""
     start = np.repeat(np.arange(frames), 9)
     columns = {"start": start, "place": np.tile(np.arange(9), frames), "length": np.full(frames * 9, frames)}

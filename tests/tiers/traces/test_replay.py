@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.tiers.facts import Facts
+from paceline.tiers.block_stats import BlockStats
 from paceline.tiers.policies import ONLINE, policy
 from paceline.tiers.profile import of_use
 from paceline.tiers.tier import Tier
@@ -25,7 +25,7 @@ class Whim:
     seed: int
     name = "whim"
 
-    def keep(self, facts: Facts, step: int) -> np.ndarray:
+    def keep(self, facts: BlockStats, step: int) -> np.ndarray:
         return ((facts.block + 1) * 7919 * (step + 3) * (self.seed + 5) % 101).astype(np.float64)
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Facts", "Floats", "Ints"]
+__all__ = ["BlockStats", "Floats", "Ints"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class BlockStats:
     """Columns `[n]`, one row for each live block, in any order; never changed after they were made.
 
     Raises `ValueError` where the columns differ in length.

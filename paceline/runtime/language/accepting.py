@@ -1,4 +1,4 @@
-"""The judges of the last verifier: windows whose pass has run, decided for all sessions in one go."""
+"""The acceptors of the last verifier: windows whose pass has run, decided for all sessions in one go."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from paceline.pipeline.speculation.acceptor import Acceptor, Check
 from paceline.pipeline.speculation.counters import Counters
-from paceline.pipeline.speculation.judge import Check, Judge
 from paceline.pipeline.speculation.window import Coupling, FinishReason, Verdict, Window
-from paceline.runtime.language.messages import Opened
+from paceline.runtime.language.messages import SessionStart
 from paceline.stages.lm.verify_stage import Case, VerifyStage
 
-__all__ = ["Judges", "PendingWindow"]
+__all__ = ["Acceptors", "PendingWindow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +26,18 @@ class PendingWindow:
     rows: Tensor | None = None
 
 
-class Judges:
-    """One judge for each session."""
+class Acceptors:
+    """One acceptor for each session."""
 
     def __init__(self, stage: VerifyStage, coupling_of: Callable[[int], Coupling], eos: Collection[int]) -> None:
         self._stage, self._coupling_of, self._eos = stage, coupling_of, eos
-        self._judges: dict[int, Judge] = {}
+        self._acceptors: dict[int, Acceptor] = {}
         self._seeds: dict[int, int] = {}
         self.counters = Counters()
 
-    def open(self, opened: Opened) -> None:
+    def open(self, opened: SessionStart) -> None:
         """A session begins."""
-        self._judges[opened.session] = Judge(
+        self._acceptors[opened.session] = Acceptor(
             opened.session, opened.tokens, opened.limit, self._coupling_of(opened.session), self._eos,
             max(0, opened.forwarded),
         )  # fmt: skip
@@ -45,12 +45,12 @@ class Judges:
 
     def close(self, session: int) -> None:
         """Free a session."""
-        self.counters.add(self._judges.pop(session).counters)
+        self.counters.add(self._acceptors.pop(session).counters)
         del self._seeds[session]
 
     def plan(self, windows: Sequence[PendingWindow]) -> list[Check | None]:
         """What each window decides; None where it decides nothing any more."""
-        return [self._judges[w.window.session].plan(w.window) for w in windows]
+        return [self._acceptors[w.window.session].plan(w.window) for w in windows]
 
     def verdicts(self, windows: Sequence[PendingWindow], checks: Sequence[Check | None], ran: bool) -> list[Verdict]:
         """The verdicts, in order; `ran` says whether windows without a check were forwarded in part."""
@@ -58,22 +58,22 @@ class Judges:
         rulings = iter(self._stage.rule(cases))
         found = []
         for w, check in zip(windows, checks, strict=True):
-            judge = self._judges[w.window.session]
+            acceptor = self._acceptors[w.window.session]
             if check is None:
-                found.append(judge.dismiss(w.window, forwarded=ran))
+                found.append(acceptor.dismiss(w.window, forwarded=ran))
                 continue
             ruling = next(rulings)
-            verdict = judge.settle(check, ruling.accepted, ruling.replacement, ruling.extra)
+            verdict = acceptor.settle(check, ruling.accepted, ruling.replacement, ruling.extra)
             self._stage.rolled_back(w.window.session, verdict.forwarded, w.window)
             found.append(verdict)
         return found
 
     def finish(self, session: int, reason: FinishReason, length: int | None) -> Verdict | None:
         """End a session from outside; None where it is over already."""
-        judge = self._judges[session]
-        return None if judge.finished is not None else judge.finish(reason, length)
+        acceptor = self._acceptors[session]
+        return None if acceptor.finished is not None else acceptor.finish(reason, length)
 
     def _case(self, w: PendingWindow, check: Check) -> Case:
-        judge = self._judges[w.window.session]
-        tokens = [*judge.tokens[: w.window.start], *w.window.tokens]
+        acceptor = self._acceptors[w.window.session]
+        tokens = [*acceptor.tokens[: w.window.start], *w.window.tokens]
         return Case(check, tokens, self._seeds[w.window.session], w.chances, w.rows)

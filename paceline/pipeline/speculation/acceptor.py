@@ -1,4 +1,4 @@
-"""The judge of one session, at the last verifier: which rows decide what, and what is committed. No probabilities.
+"""The acceptor of one session, at the last verifier: which rows decide what, and what is committed. No probabilities.
 
 Its driver asks `plan` before (or after) a window's last layers. A `Check` says which rows decide which drafted tokens;
 the couplings look at the rows, and `settle` turns what they found into a verdict. `None` means that the window decides
@@ -19,7 +19,7 @@ from paceline.pipeline.speculation.counters import Counters
 from paceline.pipeline.speculation.ending import ending
 from paceline.pipeline.speculation.window import Coupling, FinishReason, SpeculationError, Verdict, Window
 
-__all__ = ["Check", "Judge"]
+__all__ = ["Acceptor", "Check"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Check:
         return range(self.known - 1, self.known - 1 + len(self.drafted) + self.extra)
 
 
-class Judge:
+class Acceptor:
     """Owns the committed tokens of a session. `limit` is its maximum length in tokens, prompt included.
 
     `committed` may begin with more than the prompt: a session that is replayed begins with all that was committed, and

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from paceline.tiers.attention import Attended
 
-__all__ = ["Omission"]
+__all__ = ["OmittedMass"]
 
 
 @dataclass(slots=True)
-class Omission:
+class OmittedMass:
     """Sums over calls of attention."""
 
     skipped: int = 0

@@ -5,23 +5,23 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.tiers.omission import Omission
+from paceline.tiers.omitted_mass import OmittedMass
 from paceline.tiers.staging import Staging
 from paceline.tiers.stalls import Stalls
 from paceline.tiers.storage import Storage
 from paceline.tiers.tier import Tier
 
-__all__ = ["Tally"]
+__all__ = ["TierMetrics"]
 
 _NAMES = [tier.name for tier in Tier]
 
 
-class Tally:
+class TierMetrics:
     """Counts since the manager was made."""
 
     def __init__(self, storage: Storage, staging: Staging, stalls: Stalls) -> None:
         self._storage, self._staging, self._stalls = storage, staging, stalls
-        self.omission = Omission()
+        self.omission = OmittedMass()
         self._hits: NDArray[np.int64] = np.zeros(3, dtype=np.int64)
         self._most = [0] * len(Tier)
 

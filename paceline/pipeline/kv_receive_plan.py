@@ -15,11 +15,11 @@ from paceline.pipeline.key import Key
 from paceline.pipeline.topology import ContextMode, FrameTopology
 from paceline.pipeline.unit import ModelShape, Row, kv_part, kv_run
 
-__all__ = ["Intake"]
+__all__ = ["KVReceivePlan"]
 
 
 @dataclass(slots=True)
-class Intake:
+class KVReceivePlan:
     """The KV edges into one stage, for one session. Passes are asked for in their order, each once."""
 
     topology: FrameTopology

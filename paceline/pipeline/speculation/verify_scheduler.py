@@ -1,4 +1,4 @@
-"""The front of one session, at the first verifier: which window is forwarded next. It also decodes plainly when the
+"""The scheduler of one session, at the first verifier: which window is forwarded next. It also decodes plainly when the
 drafter is off, lost or silent; that decision looks at the time and at nothing that was drafted.
 
 Windows that came late are of use to a deterministic coupling: what the target has decided meanwhile is compared, equal
@@ -16,11 +16,11 @@ from enum import StrEnum
 from paceline.pipeline.speculation.counters import Counters
 from paceline.pipeline.speculation.window import Coupling, FinishReason, Policy, SpeculationError, Verdict, Window
 
-__all__ = ["DrafterState", "Front", "Resume"]
+__all__ = ["DrafterState", "Resume", "VerifyScheduler"]
 
 
 class DrafterState(StrEnum):
-    """What the front knows of its drafter."""
+    """What the scheduler knows of its drafter."""
 
     on = "on"
     silent = "silent"
@@ -45,7 +45,7 @@ class _Pass:
     stale: bool = False
 
 
-class Front:
+class VerifyScheduler:
     """Gives the windows of one session to forward, in order; at most `depth` valid ones are under way at a time.
 
     `patience` is how long (in the driver's unit of time) an idle verifier waits for its drafter before it decodes

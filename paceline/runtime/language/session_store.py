@@ -10,10 +10,10 @@ from paceline.stages.lm.decoder import Decoder
 from paceline.stages.lm.kv_error import SequenceError
 from paceline.tiers.errors import TierError
 
-__all__ = ["Keeper"]
+__all__ = ["SessionStore"]
 
 
-class Keeper:
+class SessionStore:
     """Parks and takes up for a decoder. `rank` is the number of its run of layers; `failures` gets what went wrong;
     `beat` is called now and then while files are written and read."""
 

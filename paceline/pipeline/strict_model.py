@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["LONGEST_MS", "Frozen"]
+__all__ = ["LONGEST_MS", "StrictModel"]
 
 
-class Frozen(BaseModel):
+class StrictModel(BaseModel):
     """Can't be changed, and takes no key that it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)

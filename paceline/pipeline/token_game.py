@@ -20,13 +20,13 @@ from paceline.pipeline.tokens import Tokens
 from paceline.pipeline.topology import FrameTopology
 from paceline.pipeline.unit import MAY_END
 
-__all__ = ["Game", "items_across", "notify", "remember"]
+__all__ = ["TokenGame", "items_across", "notify", "remember"]
 
 State = tuple[object, ...]
 
 
 @dataclass(slots=True, eq=False)
-class Game:
+class TokenGame:
     """One session. `first_steps` are decisions of `fewer_steps` by frame."""
 
     topology: FrameTopology
@@ -49,7 +49,7 @@ class Game:
         end: int | None = None,
         first_steps: Mapping[int, int] | None = None,
         slot: int | None = None,
-    ) -> Game:
+    ) -> TokenGame:
         """The game before its first unit. With a `slot`, units of earlier slots have run, and the items that they gave
         and did not take are with their receivers."""
         decisions = first_steps or {}
