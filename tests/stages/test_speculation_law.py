@@ -1,10 +1,10 @@
 """The law of `rejection`: whatever the order of events, the text is distributed as the target has it.
 
 Target and drafter are second-order Markov chains over five tokens. Thousands of sessions run through the real
-VerifyScheduler, Acceptor, DrafterCore and couplings, each in a random order of events of its own: windows that are late or stale, hedges
-that hit and miss, plain passes, drafters that are lost, come back, are switched off or get other settings. Token 0 ends
-a session. The text is cut into blocks of two tokens that do not overlap; given the two tokens before it, a block's
-law is exact and blocks are independent, so the counts are compared by a chi-square test.
+VerifyScheduler, Acceptor, DrafterCore and couplings, each in a random order of events of its own: windows that are
+late or stale, hedges that hit and miss, plain passes, drafters that are lost, come back, are switched off or get
+other settings. Token 0 ends a session. The text is cut into blocks of two tokens that do not overlap; given the two
+tokens before it, a block's law is exact and blocks are independent, so the counts are compared by a chi-square test.
 
 Significance: 1e-6 for each test of the law; a biased variant has to fail at 1e-6 too, with as many samples or fewer.
 """

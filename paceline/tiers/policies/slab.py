@@ -21,8 +21,8 @@ class Slab:
     their distance to the middle of the picture.
 
     A frame is cut into slabs, `columns` of them in a row; `BlockStats.place` numbers them row by row. A block used at
-    step t lends its neighbours t - `toll` a hop: a frame recalled after a long time draws the frames beside it in, and a
-    slab the slabs beside it, before they are asked for.
+    step t lends its neighbours t - `toll` a hop: a frame recalled after a long time draws the frames beside it in, and
+    a slab the slabs beside it, before they are asked for.
     """
 
     name = "slab"
