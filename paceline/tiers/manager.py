@@ -32,8 +32,10 @@ from paceline.tiers.tier import Tier
 __all__ = ["TierManager"]
 
 _CHUNK_CPU, _CHUNK_CUDA = 64, 1024
-_ALL_EVERY = 64
-"""Plans of which one looks at all blocks; the others leave out those of nvme that nobody touched (`_near_facts`)."""
+_ALL_AFTER = 16
+"""Plans leave out the blocks of nvme that nobody touched (`_near_facts`), until they have looked at so many times as
+many blocks as there are; then one plan looks at all. So that one adds a sixteenth to what plans cost, however many
+blocks are held."""
 
 
 class TierManager:
@@ -103,7 +105,8 @@ class TierManager:
         self._measured = False
         self._touched: list[Blocks] = []
         """Blocks that lay in nvme when attention read them or measured their mass, since the last plan"""
-        self._plans = 0
+        self._looked: int | None = None
+        """Blocks that plans have looked at since one looked at all; None before the first"""
         self._spare = tuple(_spare(number, self.settings.spare, layout.layers) for number in _counts(slots))
 
     # -- sessions ------------------------------------------------------------------------------------------------------
@@ -246,8 +249,11 @@ class TierManager:
         free = self.storage.free
         pressed = any(len(free[tier]) < self._spare[tier] for tier in (Tier.hbm, Tier.dram) if free[tier].count)
         if pressed or (self._measured and self._cold()):
-            facts = self.facts() if self._plans % _ALL_EVERY == 0 else self._near_facts()
-            self._plans += 1
+            if self._looked is None or self._looked >= _ALL_AFTER * len(self.pool):
+                facts, self._looked = self.facts(), 0
+            else:
+                facts = self._near_facts()
+                self._looked += len(facts)
             self._touched.clear()
             scores = self.policy.keep(facts, self.now)
             self.mover.start(plan(facts, scores, self._room(facts), self.settings.bandwidth, self.settings.hysteresis))
