@@ -243,7 +243,7 @@ class Bench:
         sections = self.sections
         if self.options.only and path.exists():
             sections = json.loads(path.read_text())["sections"] | sections
-        made = {"bench": self.name, "question": self.question, "sections": sections}
+        made = {"version": 1, "bench": self.name, "question": self.question, "sections": sections}
         path.write_text(json.dumps(made, indent=1) + "\n")
         parts = [f"# {self.question}", f"Measured by `bench/{self.name}.py`.", *map(_markdown, sections.values())]
         path.with_suffix(".md").write_text("\n\n".join(parts) + "\n")

@@ -27,6 +27,7 @@ from typing import Any
 
 import msgspec
 
+from paceline.launch.json_output import versioned
 from paceline.launch.machine import describe_machine
 from paceline.pipeline.steady import percentile, steady_period
 from paceline.runtime.report import merge_tiers
@@ -42,36 +43,38 @@ Summary = dict[str, Any]
 def summarize(spec: RunSpec, result: RunResult) -> Summary:
     """Sum a run up."""
     frames = sum(session.frames for session in result.sessions)
-    return {
-        "topology": spec.topology.name,
-        "seed": spec.seed,
-        "sessions": [msgspec.to_builtins(session) for session in result.sessions],
-        "frames_per_second": _rounded(frames / result.wall_s) if result.wall_s > 0 else None,
-        "period_ms": _rounded(_period_ms(result.times)),
-        "latency_ms": _percentiles([(t.shown_s - t.emitted_s) * 1e3 for t in result.times], (0.5, 0.99)),
-        "machine": {**describe_machine(), "threads": sum(rank.threads for rank in result.ranks)},
-        "serial": spec.serial,
-        "schedule": spec.topology.schedule.value,
-        "context": spec.topology.context.mode.value,
-        "frames": spec.frames,
-        "ended": result.ended,
-        "wall_s": _rounded(result.wall_s),
-        "deadline_ms": spec.topology.deadline_ms,
-        "on_late": spec.topology.on_late.value,
-        "lateness_ms": _lateness(result.times),
-        "decisions": [msgspec.to_builtins(decision) for decision in result.decisions],
-        "stage_ms": _stage_ms(result.ranks),
-        "bubble": {str(rank.rank): _rounded(_bubble(rank)) for rank in result.ranks},
-        "kv_sha256": {key: value for rank in result.ranks for key, value in sorted(rank.kv_sha256.items())},
-        "tiers": _tiers(result.ranks),
-        "warnings": [
-            f"session {session.id} failed at frame {session.frames}: {session.failed}"
-            for session in result.sessions
-            if session.failed is not None
-        ],
-        "edges": [msgspec.to_builtins(edge) for rank in result.ranks for edge in rank.edges],
-        "ranks": [_rank(rank, _hosts(result.ranks)) for rank in result.ranks],
-    }
+    return versioned(
+        {
+            "topology": spec.topology.name,
+            "seed": spec.seed,
+            "sessions": [msgspec.to_builtins(session) for session in result.sessions],
+            "frames_per_second": _rounded(frames / result.wall_s) if result.wall_s > 0 else None,
+            "period_ms": _rounded(_period_ms(result.times)),
+            "latency_ms": _percentiles([(t.shown_s - t.emitted_s) * 1e3 for t in result.times], (0.5, 0.99)),
+            "machine": {**describe_machine(), "threads": sum(rank.threads for rank in result.ranks)},
+            "serial": spec.serial,
+            "schedule": spec.topology.schedule.value,
+            "context": spec.topology.context.mode.value,
+            "frames": spec.frames,
+            "ended": result.ended,
+            "wall_s": _rounded(result.wall_s),
+            "deadline_ms": spec.topology.deadline_ms,
+            "on_late": spec.topology.on_late.value,
+            "lateness_ms": _lateness(result.times),
+            "decisions": [msgspec.to_builtins(decision) for decision in result.decisions],
+            "stage_ms": _stage_ms(result.ranks),
+            "bubble": {str(rank.rank): _rounded(_bubble(rank)) for rank in result.ranks},
+            "kv_sha256": {key: value for rank in result.ranks for key, value in sorted(rank.kv_sha256.items())},
+            "tiers": _tiers(result.ranks),
+            "warnings": [
+                f"session {session.id} failed at frame {session.frames}: {session.failed}"
+                for session in result.sessions
+                if session.failed is not None
+            ],
+            "edges": [msgspec.to_builtins(edge) for rank in result.ranks for edge in rank.edges],
+            "ranks": [_rank(rank, _hosts(result.ranks)) for rank in result.ranks],
+        }
+    )
 
 
 def _period_ms(times: Sequence[FrameTime]) -> float:

@@ -134,6 +134,8 @@ def _patch(data: Any, path: KeyPath, workload: str) -> None:
         path = path[:-1]
     stand_in = _STAND_INS.get(pattern(path))
     for segment in path[:-1]:
+        if isinstance(data, dict) and segment not in data:
+            return  # what it stood in has a stand-in already
         data = data[segment]
     if not path:
         return

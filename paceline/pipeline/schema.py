@@ -30,6 +30,7 @@ __all__ = [
 
 _WORDS = {
     "workload": "world, sleep or language",
+    "version": "1, which this Paceline reads; a file of a later version needs a later Paceline",
     "name": "text of letters, digits, '.', '_' and '-'",
     "model.weights": "zoo:world or the path of a .safetensors file",
     "groups.*.device": "cpu, cuda or cuda:N",

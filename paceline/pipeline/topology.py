@@ -193,6 +193,8 @@ class NetworkSpec(StrictModel):
 class TopologyBase(StrictModel):
     """The keys that every workload takes."""
 
+    version: Literal[1] = 1
+    """Of the meaning of the keys; a file without it is of version 1."""
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
     workload: Literal["world", "sleep", "language"]
     seed: int = Field(0, ge=0, lt=2**63)

@@ -159,7 +159,7 @@ def test_validate_as_json(tmp_path: Path) -> None:
     assert (code, told["ok"], told["topology"]) == (2, False, None)
     assert {"file", "line", "key", "wrong", "right"} == set(told["problems"][0])
     code, output, _ = invoke("validate", SLEEP, "--json")
-    assert (code, json.loads(output)) == (0, {"topology": "sleep-4", "ok": True, "problems": []})
+    assert (code, json.loads(output)) == (0, {"version": 1, "topology": "sleep-4", "ok": True, "problems": []})
 
 
 @pytest.mark.parametrize("command", ["validate", "plan", "run"])

@@ -72,7 +72,7 @@ BROKEN = {
         "schedule:",
         "zzz: 1\nschedule:",
         [
-            "FILE:2: zzz: is no known key; known are name, workload, seed, deterministic, schedule, groups, "
+            "FILE:2: zzz: is no known key; known are version, name, workload, seed, deterministic, schedule, groups, "
             "stages, edges, tiers, deadline_ms, on_late, network, inject, model, context"
         ],
     ),
@@ -176,7 +176,7 @@ BROKEN = {
     "list for the whole": (
         WORLD,
         "- 1",
-        ["FILE:1: topology: is a list; write a mapping with keys among name, workload, "],
+        ["FILE:1: topology: is a list; write a mapping with keys among version, name, workload, "],
     ),
     "empty file": (
         WORLD,
@@ -227,6 +227,14 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_bytes(b"name: \xff")
     assert "byte 6 is not UTF-8; save the file as UTF-8 text" in str(check_topology(tmp_path / "t.yaml")[1][0])
+
+
+def test_what_is_wrong_below_a_name_that_is_none(tmp_path: Path) -> None:
+    text = WORLD.replace("  step0:", '  "":', 1)
+    assert text != WORLD
+    (tmp_path / "t.yaml").write_text(text.replace("steps: [0]", "steps: [null]", 1))
+    _, found = check_topology(tmp_path / "t.yaml")
+    assert {"stages.", "stages..steps.0"} <= {problem.key for problem in found}
 
 
 def test_the_error_holds_every_line(tmp_path: Path) -> None:

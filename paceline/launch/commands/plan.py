@@ -13,6 +13,7 @@ from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile, as_path
 from paceline.launch.console import make_console
 from paceline.launch.errors import ArgumentError
+from paceline.launch.json_output import check_version, versioned
 from paceline.launch.plan_view import plan_json, show_plan
 from paceline.launch.weights import read_model_file
 from paceline.pipeline.costs import Costs, costs_from
@@ -51,7 +52,7 @@ def plan(
     except ValueError as error:
         raise ArgumentError(f"{topology}: {error}") from error
     if as_json:
-        print(json.dumps(plan_json(made)))
+        print(json.dumps(versioned(plan_json(made))))
     else:
         show_plan(made, make_console())
     if made.deadlock is not None:
@@ -64,7 +65,7 @@ def _language(topology: LanguageTopology, as_json: bool) -> None:
 
     made = language_plan(topology)
     if as_json:
-        print(json.dumps(made))
+        print(json.dumps(versioned(made)))
     else:
         show_language_plan(made, make_console())
 
@@ -76,6 +77,7 @@ def _costs(topology: FrameTopology, measured: Path | None) -> Costs:
         summary = json.loads(measured.read_bytes())
         if not isinstance(summary, Mapping):
             raise ValueError("it holds no JSON object; give the summary.json of a run (--out DIR)")
+        check_version(summary)
         return costs_from(topology, summary)
     except OSError as error:
         raise ArgumentError(f"--measured {measured}: can't be read: {error.strerror or error}") from error

@@ -12,6 +12,7 @@ import typer
 from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, as_path
 from paceline.launch.errors import ArgumentError
+from paceline.launch.json_output import versioned
 
 __all__ = ["replay"]
 
@@ -56,7 +57,7 @@ def replay(
         raise ArgumentError(f"{trace}: can't be read: {error.strerror or error}") from error
     except ValueError as error:
         raise ArgumentError(f"trace replay: {error}") from error
-    print(json.dumps(made) if as_json else _text(made))
+    print(json.dumps(versioned(made)) if as_json else _text(made))
 
 
 def _options(given: Sequence[str]) -> dict[str, int | float]:

@@ -12,6 +12,7 @@ from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile, as_path
 from paceline.launch.errors import ArgumentError
 from paceline.launch.folders import check_writable_file
+from paceline.launch.json_output import versioned
 from paceline.launch.language.prompts import Prompt, read_prompts
 from paceline.launch.recording import Recording
 from paceline.pipeline.load import load_topology
@@ -93,6 +94,7 @@ def record(
 
 def _say(out: Path, made: Recording, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"trace": str(out), "steps": made.steps, "blocks": made.blocks, "bytes": made.bytes}))
+        found = {"trace": str(out), "steps": made.steps, "blocks": made.blocks, "bytes": made.bytes}
+        print(json.dumps(versioned(found)))
     else:
         print(f"{out}: {made.steps} steps, at most {made.blocks} blocks at a time, {made.bytes} bytes")

@@ -9,6 +9,7 @@ import typer
 from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile
 from paceline.launch.files import file_problems
+from paceline.launch.json_output import versioned
 from paceline.pipeline.load import check_topology
 from paceline.pipeline.problem import Problem
 
@@ -27,7 +28,8 @@ def validate(
     checked, problems = check_topology(topology, overrides or (), further=file_problems)
     if as_json:
         name = None if checked is None else checked.name
-        print(json.dumps({"topology": name, "ok": not problems, "problems": [_fields(p) for p in problems]}))
+        found = {"topology": name, "ok": not problems, "problems": [_fields(p) for p in problems]}
+        print(json.dumps(versioned(found)))
     elif checked is not None:
         ranks = f"{checked.world_size} rank" + ("s" if checked.world_size > 1 else "")
         print(f"{topology}: ok ({checked.name}: {len(checked.stages)} stages on {ranks})")

@@ -17,6 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from paceline.launch.console import say
+from paceline.launch.json_output import versioned
 from paceline.launch.outputs.aligned import aligned
 from paceline.launch.outputs.atomic import fill, write_atomic, write_bytes
 from paceline.launch.outputs.write import tried
@@ -67,7 +68,7 @@ def keep_texts(out: Path, spec: GenerateSpec, stream: Path, why: str) -> None:
         return
     texts = {session: pieces.get(session, "") for session in range(len(spec.prompts))}
     say(f"keeping the texts so far in {out}")
-    summary: Summary = {"topology": spec.topology.name, "seed": spec.seed, "ended": why}
+    summary: Summary = versioned({"topology": spec.topology.name, "seed": spec.seed, "ended": why})
     for lost in tried(out, _texts(out, spec, texts) | _summary(out, summary)):
         say(f"warning: not saved: {lost}")
 

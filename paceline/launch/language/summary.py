@@ -23,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from paceline.launch.json_output import versioned
 from paceline.launch.machine import describe_machine
 from paceline.pipeline.speculation.counters import Counters
 from paceline.runtime.language.result import LanguageResult
@@ -45,38 +46,40 @@ def summarize_language(spec: GenerateSpec, result: LanguageResult) -> dict[str, 
     for report in result.reports:
         counters.add(Counters(**{name: value for name, value in report.counters.items() if name in names}))
     count = sum(len(text.token_ids) for text in result.sessions)
-    return {
-        "topology": spec.topology.name,
-        "seed": spec.seed,
-        "coupling": spec.sampling.effective_coupling.value,
-        "temperature": spec.sampling.temperature,
-        "plain": spec.plain or spec.serial,
-        "serial": spec.serial,
-        "sessions": [_rounded(msgspec.to_builtins(text)) for text in result.sessions],
-        "tokens_per_second": round(count / result.wall_s, 3) if result.wall_s > 0 else None,
-        "wall_s": round(result.wall_s, 4),
-        "accepted_share": round(counters.accepted_share, 4),
-        "acceptance_by_position": [round(share, 4) for share in counters.acceptance_by_position],
-        "windows": counters.windows,
-        "stale_tokens": {"drafted": counters.stale_drafted, "verified": counters.stale_verified},
-        "hedge": {"hits": counters.hedge_hits, "misses": counters.hedge_misses},
-        "tokens": {
-            "drafted": sum(text.drafted for text in result.sessions),
-            "refilled": sum(text.refilled for text in result.sessions),
-            "plain": sum(len(text.token_ids) - text.drafted - text.refilled for text in result.sessions),
-        },
-        "waits_s": {f"{report.role} {report.rank}": round(report.wait_s, 4) for report in result.reports},
-        "controller": {
-            "predicted_speedup": _speed(result.predicted_speedup),
-            "measured_speedup": _speed(result.measured_speedup),
-            "settings": result.settings,
-        },
-        "tiers": _tiers(result),
-        "parked": result.parked,
-        "warnings": [*spec.warnings, *result.warnings],
-        "ranks": [_rank(report) for report in result.reports],
-        "machine": {**describe_machine(), "threads": sum(report.threads for report in result.reports)},
-    }
+    return versioned(
+        {
+            "topology": spec.topology.name,
+            "seed": spec.seed,
+            "coupling": spec.sampling.effective_coupling.value,
+            "temperature": spec.sampling.temperature,
+            "plain": spec.plain or spec.serial,
+            "serial": spec.serial,
+            "sessions": [_rounded(msgspec.to_builtins(text)) for text in result.sessions],
+            "tokens_per_second": round(count / result.wall_s, 3) if result.wall_s > 0 else None,
+            "wall_s": round(result.wall_s, 4),
+            "accepted_share": round(counters.accepted_share, 4),
+            "acceptance_by_position": [round(share, 4) for share in counters.acceptance_by_position],
+            "windows": counters.windows,
+            "stale_tokens": {"drafted": counters.stale_drafted, "verified": counters.stale_verified},
+            "hedge": {"hits": counters.hedge_hits, "misses": counters.hedge_misses},
+            "tokens": {
+                "drafted": sum(text.drafted for text in result.sessions),
+                "refilled": sum(text.refilled for text in result.sessions),
+                "plain": sum(len(text.token_ids) - text.drafted - text.refilled for text in result.sessions),
+            },
+            "waits_s": {f"{report.role} {report.rank}": round(report.wait_s, 4) for report in result.reports},
+            "controller": {
+                "predicted_speedup": _speed(result.predicted_speedup),
+                "measured_speedup": _speed(result.measured_speedup),
+                "settings": result.settings,
+            },
+            "tiers": _tiers(result),
+            "parked": result.parked,
+            "warnings": [*spec.warnings, *result.warnings],
+            "ranks": [_rank(report) for report in result.reports],
+            "machine": {**describe_machine(), "threads": sum(report.threads for report in result.reports)},
+        }
+    )
 
 
 def _tiers(result: LanguageResult) -> dict[str, Any]:
