@@ -20,7 +20,7 @@ from paceline.tiers.metrics import TierMetrics
 from paceline.tiers.mover import Mover
 from paceline.tiers.nvme import Store
 from paceline.tiers.packed_memory import stored_nbytes
-from paceline.tiers.planner import Room, plan
+from paceline.tiers.planner import Room, plan, spare_slots
 from paceline.tiers.policies import Policy, make_policy
 from paceline.tiers.pool import Blocks
 from paceline.tiers.profile import Profile
@@ -107,7 +107,9 @@ class TierManager:
         """Blocks that lay in nvme when attention read them or measured their mass, since the last plan"""
         self._looked: int | None = None
         """Blocks that plans have looked at since one looked at all; None before the first"""
-        self._spare = tuple(_spare(number, self.settings.spare, layout.layers) for number in _counts(slots))
+        self._spare = tuple(
+            spare_slots(number, self.settings.spare, layout.layers) for number in (slots.hbm, slots.dram, slots.nvme)
+        )
 
     # -- sessions ------------------------------------------------------------------------------------------------------
 
@@ -352,12 +354,3 @@ class TierManager:
             free[Tier.nvme] = 0
         hbm, dram, nvme = (number + left for number, left in zip(held, free, strict=True))
         return Room(hbm, dram, nvme, free_hbm=self._spare[0], free_dram=self._spare[1])
-
-
-def _counts(slots: Slots) -> tuple[int, int, int]:
-    return slots.hbm, slots.dram, slots.nvme
-
-
-def _spare(slots: int, share: float, layers: int) -> int:
-    """Slots to keep free: a share, and enough for a new block in each layer, but never more than a quarter."""
-    return min(slots // 4, max(int(slots * share), layers)) if share else 0
