@@ -87,7 +87,8 @@ def test_the_command_and_a_replay_of_its_trace(tmp_path: Path) -> None:
     told = json.loads(output)
     trace = read_trace(file)
     assert told == {
-        "trace": str(file), "steps": told["steps"], "blocks": told["blocks"], "bytes": file.stat().st_size
+        "version": 1, "trace": str(file), "steps": told["steps"], "blocks": told["blocks"],
+        "bytes": file.stat().st_size,
     }  # fmt: skip
     # Blocks that are never looked at are not in it.
     assert told["blocks"] >= trace.live() > 0
