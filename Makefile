@@ -32,7 +32,7 @@ test: $(STAMP)  ## run the tests
 	.venv/bin/pytest -q -m "exclusive and not exhaustive"
 
 test-all: test  ## run the tests, then the exhaustive ones
-	.venv/bin/pytest -q -n $(TEST_PROCESSES) --dist loadgroup -m exhaustive
+	.venv/bin/pytest -q -m exhaustive
 
 check: $(STAMP)  ## run ruff, mypy strict and the test of import directions
 	.venv/bin/ruff check .
