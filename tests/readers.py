@@ -35,6 +35,7 @@ from paceline.runtime.language.messages import (
     Settings,
     StatsReport,
     pack,
+    record_of,
     unpack,
 )
 from paceline.runtime.language.parked import ParkedSession, ParkingError, read_parked, write_parked
@@ -132,7 +133,7 @@ def messages(folder: Path) -> Reader:
         StatsReport(7, ((1, 2),), ((True, 1, 2),)),
         ParkAck(1, 2),
     ]  # fmt: skip
-    first, *rest = pack(batch)
+    first, *rest = pack([record_of(message) for message in batch])
 
     def read(data: bytes) -> None:
         list(unpack((torch.frombuffer(bytearray(data) or bytearray(4), dtype=torch.uint8), *rest)))

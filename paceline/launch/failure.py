@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import traceback
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from paceline.launch.outputs.atomic import write_bytes
 from paceline.launch.run_dir import RunDirPaths
 from paceline.runtime.errors import PeerLost, RendezvousError, TransportError
 
@@ -50,10 +50,7 @@ class Failure(msgspec.Struct, frozen=True):
 
     def write(self, run_dir: Path) -> None:
         """Leave the account for the supervisor, whole or not at all."""
-        path = RunDirPaths(run_dir).failure(self.rank)
-        draft = path.with_suffix(".tmp")
-        draft.write_bytes(msgspec.json.encode(self))
-        os.replace(draft, path)
+        write_bytes(RunDirPaths(run_dir).failure(self.rank), msgspec.json.encode(self))
 
     @classmethod
     def read(cls, run_dir: Path, rank: int) -> Failure | None:

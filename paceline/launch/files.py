@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from paceline.launch.errors import ArgumentError
 from paceline.launch.weights import read_model_file
 from paceline.launch.world_tiers import check_world_tiers
 from paceline.pipeline.problem import Problem
+from paceline.pipeline.schema import choice
 from paceline.pipeline.topology import LanguageTopology, Topology
 
 __all__ = ["check_curve", "check_policies", "file_problems"]
@@ -39,15 +40,11 @@ def check_policies(topology: Topology) -> None:
     for group, spec in topology.tiers.items():
         online = [name for name in POLICIES.names() if name != ORACLE]
         if spec.policy not in online:
-            raise ArgumentError(f"tiers.{group}.policy: is {spec.policy!r}; write {_either(online)}")
+            raise ArgumentError(f"tiers.{group}.policy: is {spec.policy!r}; write {choice(online)}")
         try:
             make_policy(spec.policy, spec.options, {"columns": 1})
         except ValueError as error:
             raise ArgumentError(f"tiers.{group}.options: {error}; write options that the policy takes") from error
-
-
-def _either(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def file_problems(topology: Topology) -> Iterator[Problem]:

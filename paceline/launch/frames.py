@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
@@ -12,10 +11,10 @@ from paceline.launch.console import say
 from paceline.launch.errors import LaunchError, OutputsError
 from paceline.launch.journal import read_journal
 from paceline.launch.run_dir import RunDirPaths
-from paceline.launch.spec_file import write_spec
 from paceline.launch.summary import Summary, summarize
+from paceline.launch.workload import Workload
 from paceline.pipeline.placement import Placement
-from paceline.pipeline.topology import StageKind, Topology
+from paceline.pipeline.topology import StageKind
 from paceline.runtime.errors import PacelineError
 from paceline.runtime.result import Decision, RunResult
 from paceline.runtime.spec import RunSpec
@@ -43,39 +42,24 @@ NOBODY = Audience()
 """Nobody is told."""
 
 
-class FrameWorkload:
+class FrameWorkload(Workload[RunResult]):
     """See `Workload`."""
 
+    spec: RunSpec
+
     def __init__(self, spec: RunSpec, audience: Audience = NOBODY) -> None:
-        self.spec, self._audience = spec, audience
+        super().__init__(spec)
+        self._audience = audience
         self._placement = Placement(spec.topology)
-
-    @property
-    def topology(self) -> Topology:
-        return self.spec.topology
-
-    @property
-    def serial(self) -> bool:
-        return self.spec.serial
 
     @property
     def serial_threads(self) -> int:
         return max(group.threads for group in self.topology.groups.values())
 
     @property
-    def out(self) -> Path | None:
-        return self.spec.out
-
-    @property
     def leader(self) -> int:
         """The rank of source and sink."""
-        sink = next(name for name, stage in self.topology.stages.items() if stage.kind is StageKind.sink)
-        return self._placement.rank_of(sink, 0)
-
-    @property
-    def expendable(self) -> tuple[int, ...]:
-        """None: every rank computes a part of each frame."""
-        return ()
+        return self._placement.rank_of(self.topology.stage_of(StageKind.sink), 0)
 
     def rank_name(self, rank: int) -> str:
         """As `worker rank 1 (group late: step1, decode)`."""
@@ -83,9 +67,6 @@ class FrameWorkload:
         stages = ", ".join(dict.fromkeys(stage for stage, _ in streams))
         group = self._placement.group_of_rank(rank)
         return f"worker rank {rank} (group {group}{f': {stages}' if stages else ', idle'})"
-
-    def write(self, path: Path) -> None:
-        write_spec(path, self.spec)
 
     def import_worker(self) -> None:
         import paceline.runtime.run
@@ -106,9 +87,6 @@ class FrameWorkload:
 
     def decode(self, data: bytes) -> RunResult:
         return msgspec.msgpack.decode(data, type=RunResult)
-
-    def begin(self, run_dir: RunDirPaths) -> None:
-        pass
 
     def progress(self, count: int) -> None:
         self._audience.frames(count)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from paceline.launch.errors import ArgumentError
+from paceline.launch.outputs.atomic import write_bytes
 
 __all__ = ["RunDir", "RunDirPaths"]
 
@@ -66,9 +67,7 @@ class RunDirPaths:
 
     def note_pid(self, rank: int, pid: int) -> None:
         """Write the process id of a worker, whole or not at all: others may look at any time."""
-        draft = self.pid(rank).with_suffix(".tmp")
-        draft.write_text(str(pid))
-        draft.replace(self.pid(rank))
+        write_bytes(self.pid(rank), str(pid).encode())
 
     def failure(self, rank: int) -> Path:
         """Why a worker failed."""

@@ -22,8 +22,7 @@ __all__ = ["read_spec", "write_spec"]
 
 
 def write_spec(path: Path, spec: RunSpec | GenerateSpec) -> None:
-    """Write a spec that `read_spec` reads back, but for what only the launcher uses (a generation's
-    `warnings`)."""
+    """Write a spec that `read_spec` reads back, but for what only the launcher uses (a generation's `warnings`)."""
     fields = _run_fields(spec) if isinstance(spec, RunSpec) else _generate_fields(spec)
     topology = spec.topology.model_dump(mode="json", by_alias=True)
     path.write_text(json.dumps({"topology": topology, **fields}))
@@ -33,9 +32,7 @@ def read_spec(path: Path) -> RunSpec | GenerateSpec:
     """Read a spec that `write_spec` wrote. Raises `SpecError`."""
     try:
         fields = json.loads(path.read_text())
-        topology = topology_model(fields["topology"]["workload"]).model_validate_json(
-            json.dumps(fields["topology"]), strict=True
-        )
+        topology = _read_topology(fields["topology"])
         return _generate_spec(topology, fields) if topology.workload == "language" else _run_spec(topology, fields)
     except (OSError, ValueError, TypeError, LookupError, RecursionError, msgspec.MsgspecError) as error:
         raise SpecError(f"{path}: is no spec of a run that can be read: {error!r}; start the run again") from error

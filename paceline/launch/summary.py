@@ -22,11 +22,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from paceline.launch.errors import RunFailedError
 from paceline.launch.json_output import versioned
 from paceline.launch.machine import describe_machine
 from paceline.pipeline.steady import percentile, steady_period
@@ -34,7 +35,7 @@ from paceline.runtime.report import merge_tiers
 from paceline.runtime.result import FrameTime, RankReport, RunResult
 from paceline.runtime.spec import RunSpec
 
-__all__ = ["Summary", "summarize"]
+__all__ = ["Summary", "check_sessions", "summarize", "tiers_by_group"]
 
 Summary = dict[str, Any]
 """Plain data that JSON can hold; no NaN, null where there is nothing to say."""
@@ -65,7 +66,7 @@ def summarize(spec: RunSpec, result: RunResult) -> Summary:
             "stage_ms": _stage_ms(result.ranks),
             "bubble": {str(rank.rank): _rounded(_bubble(rank)) for rank in result.ranks},
             "kv_sha256": {key: value for rank in result.ranks for key, value in sorted(rank.kv_sha256.items())},
-            "tiers": _tiers(result.ranks),
+            "tiers": tiers_by_group(result.ranks),
             "warnings": [
                 f"session {session.id} failed at frame {session.frames}: {session.failed}"
                 for session in result.sessions
@@ -106,7 +107,13 @@ def _stage_ms(ranks: Sequence[RankReport]) -> dict[str, float]:
     return {stage: round(statistics.median(values), 4) for stage, values in by_stage.items()}
 
 
-def _tiers(ranks: Sequence[RankReport]) -> dict[str, Any]:
+def check_sessions(summary: Summary, failed: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Raise `RunFailedError` for a run of which no session came through; `failed` looks at one session."""
+    if all(map(failed, summary["sessions"])):
+        raise RunFailedError("every session failed: " + "; ".join(summary["warnings"]))
+
+
+def tiers_by_group(ranks: Sequence[RankReport]) -> dict[str, Any]:
     """By group, all its ranks together; empty where no group has memory tiers."""
     by_group: dict[str, list[dict[str, Any]]] = {}
     for rank in ranks:

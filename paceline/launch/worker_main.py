@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from paceline.launch.failure import Failure
+from paceline.launch.outputs.atomic import write_bytes
 from paceline.launch.process import PARENT_VARIABLE
 from paceline.launch.progress import ProgressWriter
 from paceline.launch.run_dir import RunDirPaths
@@ -76,9 +77,7 @@ def _run(paths: RunDirPaths, rank: int, workload: Workload[Any]) -> None:
         result = workload.work(rank, int(os.environ["WORLD_SIZE"]), paths, progress)
         del store
     if result is not None:
-        draft = paths.result.with_suffix(".tmp")
-        draft.write_bytes(msgspec.msgpack.encode(result))
-        os.replace(draft, paths.result)
+        write_bytes(paths.result, msgspec.msgpack.encode(result))
 
 
 def _serve_store() -> object:

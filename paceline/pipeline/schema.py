@@ -20,6 +20,7 @@ __all__ = [
     "MISSING",
     "UNKNOWN_KEY",
     "Slot",
+    "choice",
     "foreign_key",
     "intended_path",
     "pattern",
@@ -147,9 +148,9 @@ def _expected(path: KeyPath, workload: str) -> str:
     if get_origin(kind) is tuple:
         return f"write a list of {path[-1]}"
     if get_origin(kind) is Literal:
-        return f"write {_choice(get_args(kind))}"
+        return f"write {choice(get_args(kind))}"
     if isinstance(kind, type) and issubclass(kind, Enum):
-        return f"write {_choice(member.value for member in kind)}"
+        return f"write {choice(member.value for member in kind)}"
     if any(isinstance(entry, BeforeValidator) and entry.func is parse_size for entry in slot.metadata):
         none = any(isinstance(entry, annotated_types.Ge) for entry in slot.metadata)
         what = "a size, or 0 for none," if none else "a size above 0"
@@ -161,7 +162,8 @@ def _expected(path: KeyPath, workload: str) -> str:
     return "write a path" if kind is Path else "write text"
 
 
-def _choice(values: Iterable[object]) -> str:
+def choice(values: Iterable[object]) -> str:
+    """As `a, b or c`."""
     *most, last = map(str, values)
     return f"{', '.join(most)} or {last}" if most else last
 

@@ -218,6 +218,10 @@ class TopologyBase(StrictModel):
     kv_kinds: ClassVar[tuple[StageKind, ...]] = ()
     """The kinds of stages that hold KV."""
 
+    def stage_of(self, kind: StageKind) -> str:
+        """The name of the stage of a kind of which there is one."""
+        return next(name for name, stage in self.stages.items() if stage.kind is kind)
+
     @property
     def world_size(self) -> int:
         """Ranks over all groups."""

@@ -272,7 +272,7 @@ _CHECKS: list[tuple[tuple[str, ...], Check, str, str]] = [
     (
         _ALL,
         check_tiers,
-        "stages.*.kind stages.*.group workload speculation.drafter tiers.*.mode kinds placed-groups",
+        _KV,
         "",
     ),
     (_FRAMES, check_frame_tiers, _KV, ""),

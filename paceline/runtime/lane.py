@@ -13,10 +13,26 @@ import torch
 from paceline.runtime.actor import Done, Work
 from paceline.runtime.clock import now
 
-__all__ = ["Lane"]
+__all__ = ["Lane", "computed"]
 
 DEPTH = 2
 """Work of a lane: one piece that is computed and one that waits for its turn."""
+
+
+def computed(work: Work, around: Callable[[Work, int], None], complete: Callable[[], None] = lambda: None) -> Done:
+    """Compute work on this thread, with `around(work, side)` before (0) and after (1). `complete` waits until a device
+    has done it, and counts as computing. An error is kept in what is returned."""
+    around(work, 0)
+    start_s = now()
+    output, error = None, None
+    try:
+        output = work.compute()
+        complete()
+    except Exception as raised:
+        error = raised
+    end_s = now()
+    around(work, 1)
+    return Done(work, start_s, end_s, output, error)
 
 
 class Lane:
@@ -61,32 +77,18 @@ class Lane:
         self._queue.put(None)
 
     def _run(self) -> None:
-        with self._stream() as stream:
+        with self._stream() as complete:
             while (work := self._queue.get()) is not None:
-                self.finished.append(self._compute(work, stream))
+                self.finished.append(computed(work, self._around, complete))
                 self._tell()
 
-    def _compute(self, work: Work, stream: torch.cuda.Stream | None) -> Done:
-        self._around(work, 0)
-        start_s = now()
-        output = None
-        error: Exception | None = None
-        try:
-            output = work.compute()
-            if stream is not None:
-                # The items it took may be freed, and those it gives be read on other streams, from here on.
-                stream.synchronize()
-        except Exception as raised:
-            error = raised
-        end_s = now()
-        self._around(work, 1)
-        return Done(work, start_s, end_s, output, error)
-
     @contextlib.contextmanager
-    def _stream(self) -> Iterator[torch.cuda.Stream | None]:
+    def _stream(self) -> Iterator[Callable[[], None]]:
+        """While active, this thread computes on the lane's stream; gives what waits for it. The items that work took
+        may be freed, and those it gives be read on other streams, from then on."""
         if self._cuda_stream is None:
-            yield None
+            yield lambda: None
             return
         stream = torch.cuda.Stream(self._cuda_stream)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
-            yield stream
+            yield stream.synchronize

@@ -38,15 +38,13 @@ class ReportExchange:
     def __init__(
         self,
         endpoint: Endpoint,
-        rank: int,
-        world_size: int,
         run_dir: Path,
         max_message: int,
         heartbeat: Callable[[], None],
     ) -> None:
         """`heartbeat` is called while this waits."""
-        self._endpoint, self._rank = endpoint, rank
-        self._others = [other for other in range(world_size) if other != rank]
+        self._endpoint = endpoint
+        self._others = [other for other in range(endpoint.world_size) if other != endpoint.rank]
         self._run_dir, self._heartbeat = run_dir, heartbeat
         self._piece = min(_MOST_BYTES, max_message)
         self._waiting: list[tuple[int, str, bytes]] = []
@@ -62,7 +60,7 @@ class ReportExchange:
 
         Raises what a lost peer or a channel raises, and `OSError` where the events can't be read.
         """
-        parts = spool_parts(self._events(self._rank))
+        parts = spool_parts(self._events(self._endpoint.rank))
         try:
             self._endpoint.control(leader, _REPORT, msgspec.msgpack.encode(report))
             while (message := self._next(lambda: leader in self._endpoint.departed, _FETCH, _STOP)) is not None:

@@ -12,7 +12,7 @@ from paceline.kernels.philox import session_seed
 from paceline.pipeline.placement import Placement
 from paceline.pipeline.program import ModelShape
 from paceline.pipeline.programs import program_for
-from paceline.pipeline.topology import StageKind, Topology
+from paceline.pipeline.topology import StageKind
 from paceline.runtime.device import own_device
 from paceline.runtime.endpoint import Endpoint, Route
 from paceline.runtime.errors import PacelineError
@@ -74,7 +74,7 @@ def _worker(
     model = load_dit(find_weights(topology.model.weights), device) if topology.workload == "world" else None
     shape = ModelShape(1, 0, 0, 0) if model is None else model.config.shape
     streams = placement.streams(rank, spec.sessions)
-    source = _stage_of(topology, StageKind.source)
+    source = topology.stage_of(StageKind.source)
     mine = [session for stage, session in streams if stage == source]
     journals = [Journal.of_run(spec, run_dir)] if mine else []
     sessions = {session: Session(spec, session, run_dir, decisions, journals[0].add) for session in mine}
@@ -136,7 +136,3 @@ def _model_stage(
             rank,
         )
     return DenoiseStage(model, topology, name, seeds, spec.kv_hash, tiers.get(name), rank)
-
-
-def _stage_of(topology: Topology, kind: StageKind) -> str:
-    return next(name for name, stage in topology.stages.items() if stage.kind is kind)

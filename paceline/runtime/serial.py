@@ -147,7 +147,7 @@ def _world_session(
 def _sleep_session(spec: RunSpec, session: Session, recorder: _Recorder, progress: Progress) -> None:
     topology = spec.topology
     follow = {edge.source: edge.target for edge in topology.edges}
-    name = next(name for name, stage in topology.stages.items() if stage.kind is StageKind.source)
+    name = topology.stage_of(StageKind.source)
     chain = []
     while name in follow:
         name = follow[name]

@@ -18,6 +18,7 @@ from paceline.runtime.actor import Actor, Done, Work
 from paceline.runtime.clock import now
 from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.jitter import delay_share
+from paceline.runtime.lane import computed
 from paceline.runtime.lanes import Lanes
 from paceline.runtime.report import peak_rss_bytes
 from paceline.runtime.report_exchange import ReportExchange
@@ -63,9 +64,7 @@ class Worker:
         self._told_s = 0.0
         self._ended = False
         self._jitter_s = topology.inject.jitter_ms / 1000
-        self._exchange = ReportExchange(
-            endpoint, endpoint.rank, endpoint.world_size, run_dir, topology.network.max_message, self._heartbeat
-        )
+        self._exchange = ReportExchange(endpoint, run_dir, topology.network.max_message, self._heartbeat)
 
     def add(self, actor: Actor, stages: Iterable[str]) -> None:
         """Drive an actor, which does the work of some stages of this rank."""
@@ -128,16 +127,7 @@ class Worker:
         if lane is not None:
             self.lanes.submit(lane, work)
             return
-        self._delay(work, 0)
-        start_s = now()
-        output, error = None, None
-        try:
-            output = work.compute()
-        except Exception as raised:
-            error = raised
-        end_s = now()
-        self._delay(work, 1)
-        self._finish(Done(work, start_s, end_s, output, error))
+        self._finish(computed(work, self._delay))
 
     def _collect(self) -> bool:
         """Handle the work that lanes have done; whether there was any."""

@@ -41,8 +41,8 @@ def test_events_of_another_host_are_fetched(tmp_path: Path, shared: bool) -> Non
     assert sum(path.stat().st_size for path in folders[1].iterdir()) > 5 * LIMIT
     with connected(topology("zmq", max_message=LIMIT)) as ends:
         exchanges = [
-            ReportExchange(end, rank, 2, folder, LIMIT, lambda: None)
-            for rank, (end, folder) in enumerate(zip((ends.source, ends.target), folders, strict=True))
+            ReportExchange(end, folder, LIMIT, lambda: None)
+            for end, folder in zip((ends.source, ends.target), folders, strict=True)
         ]
         other = threading.Thread(target=exchanges[1].give, args=(0, report(1)))
         other.start()

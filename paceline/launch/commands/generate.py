@@ -13,13 +13,13 @@ import typer
 from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, HangTimeout, LauncherName, Overrides, TopologyFile, as_path
 from paceline.launch.commands.run import LAUNCHED
-from paceline.launch.errors import ArgumentError, OutputsError, RunFailedError
+from paceline.launch.errors import ArgumentError, OutputsError
 from paceline.launch.folders import make_writable
 from paceline.launch.language.check import check_generation
 from paceline.launch.language.prompts import read_prompts
 from paceline.launch.language.request import Asked, make_spec
 from paceline.launch.launchers import check_launcher, launch
-from paceline.launch.summary import Summary
+from paceline.launch.summary import Summary, check_sessions
 from paceline.launch.supervise import HANG_TIMEOUT_S
 from paceline.launch.torchrun import Launched, recorded, refusals
 from paceline.pipeline.load import load_topology
@@ -131,15 +131,9 @@ def generate(
     if summary is not None:
         _print(summary, None if quiet or as_json else spec.out, as_json)
         with recorded(launched):
-            _check_sessions(summary)
+            check_sessions(summary, lambda session: session["finish_reason"] == "failed")
             if spec.out is not None and summary["unsaved"]:
                 raise OutputsError(spec.out, summary["unsaved"])
-
-
-def _check_sessions(summary: Summary) -> None:
-    """Raise `RunFailedError` for a run of which no session came through."""
-    if all(session["finish_reason"] == "failed" for session in summary["sessions"]):
-        raise RunFailedError("every session failed: " + "; ".join(summary["warnings"]))
 
 
 def _print(summary: Summary, out: Path | None, as_json: bool) -> None:

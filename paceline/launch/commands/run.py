@@ -13,13 +13,13 @@ from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, HangTimeout, LauncherName, Overrides, TopologyFile, as_path
 from paceline.launch.console import make_console
 from paceline.launch.display import Display
-from paceline.launch.errors import ArgumentError, RunFailedError
+from paceline.launch.errors import ArgumentError
 from paceline.launch.files import check_curve, check_policies
 from paceline.launch.folders import make_writable
 from paceline.launch.frames import Audience, FrameWorkload
 from paceline.launch.journal import check_replay, read_journal
 from paceline.launch.launchers import check_launcher, launch
-from paceline.launch.summary import Summary
+from paceline.launch.summary import Summary, check_sessions
 from paceline.launch.supervise import HANG_TIMEOUT_S
 from paceline.launch.torchrun import Launched, recorded, refusals
 from paceline.launch.weights import check_weights, read_model_file
@@ -93,13 +93,7 @@ def run(
         summary = launch(workload, launcher, launched, hang_timeout, debug)
     if summary is not None:
         with recorded(launched):
-            _check_sessions(summary)
-
-
-def _check_sessions(summary: Summary) -> None:
-    """Raise `RunFailedError` for a run of which no session came through."""
-    if all(session["failed"] is not None for session in summary["sessions"]):
-        raise RunFailedError("every session failed: " + "; ".join(summary["warnings"]))
+            check_sessions(summary, lambda session: session["failed"] is not None)
 
 
 def _print(summary: Summary, out: Path | None, as_json: bool, quiet: bool) -> None:

@@ -17,7 +17,7 @@ def check_models(spec: GenerateSpec, models: Models, prompts: Sequence[Sequence[
     """Check the number of ranks, the tokens of the prompts and their lengths, and what `deterministic` asks for. Raises
     `ArgumentError`."""
     topology = spec.topology
-    verify = next(stage for stage in topology.stages.values() if stage.kind is StageKind.verify)
+    verify = topology.stages[topology.stage_of(StageKind.verify)]
     try:
         even_runs(models.layers, topology.groups[verify.group].ranks)
     except ValueError as error:

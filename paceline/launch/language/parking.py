@@ -25,7 +25,7 @@ def check_parking(spec: GenerateSpec, models: Models) -> None:
     """
     if spec.park is None and not spec.resumed:
         return
-    verify = next(stage for stage in spec.topology.stages.values() if stage.kind is StageKind.verify)
+    verify = spec.topology.stages[spec.topology.stage_of(StageKind.verify)]
     tiers = spec.topology.tiers.get(verify.group)
     if tiers is None:
         raise ArgumentError(

@@ -85,7 +85,7 @@ def record_generation(
             f"the longest prompt and --max-tokens make {longest} tokens, and the model takes {models.max_positions}; "
             "ask for fewer or shorten it"
         )
-    verify = next(stage for stage in topology.stages.values() if stage.kind is StageKind.verify)
+    verify = topology.stages[topology.stage_of(StageKind.verify)]
     named = topology.tiers.get(verify.group)
     shape = TierSpec(hbm=1, block_size=16 if named is None else named.block_size)
     layout = RankTiers(shape, "").layout(models.layers, models.plan.kv_shape, torch.float32)

@@ -25,10 +25,10 @@ import msgspec
 
 from paceline.launch.json_output import versioned
 from paceline.launch.machine import describe_machine
+from paceline.launch.summary import tiers_by_group
 from paceline.pipeline.speculation.counters import Counters
 from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.spec import GenerateSpec
-from paceline.runtime.report import merge_tiers
 from paceline.runtime.result import RankReport
 
 __all__ = ["summarize_language"]
@@ -73,21 +73,13 @@ def summarize_language(spec: GenerateSpec, result: LanguageResult) -> dict[str, 
                 "measured_speedup": _speed(result.measured_speedup),
                 "settings": result.settings,
             },
-            "tiers": _tiers(result),
+            "tiers": tiers_by_group(result.reports),
             "parked": result.parked,
             "warnings": [*spec.warnings, *result.warnings],
             "ranks": [_rank(report) for report in result.reports],
             "machine": {**describe_machine(), "threads": sum(report.threads for report in result.reports)},
         }
     )
-
-
-def _tiers(result: LanguageResult) -> dict[str, Any]:
-    by_group: dict[str, list[dict[str, Any]]] = {}
-    for report in result.reports:
-        if report.tiers is not None:
-            by_group.setdefault(report.group, []).append(report.tiers)
-    return {group: merge_tiers(parts) for group, parts in by_group.items()}
 
 
 def _rank(report: RankReport) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
@@ -14,10 +13,9 @@ from paceline.launch.language.outputs import keep_texts, write_language_outputs
 from paceline.launch.language.summary import summarize_language
 from paceline.launch.language.view import StreamView, print_texts, show_summary
 from paceline.launch.run_dir import RunDirPaths
-from paceline.launch.spec_file import write_spec
 from paceline.launch.summary import Summary
+from paceline.launch.workload import Workload
 from paceline.pipeline.placement import Placement
-from paceline.pipeline.topology import Topology
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.roles import Roles
@@ -26,33 +24,24 @@ from paceline.runtime.language.spec import GenerateSpec
 __all__ = ["TextWorkload"]
 
 
-class TextWorkload:
+class TextWorkload(Workload[LanguageResult]):
     """See `Workload`. `models` is what is known of the spec's models already.
 
     With `show`, a single session's text is printed as it comes, those of several at the end, and a table of figures
     behind.
     """
 
+    spec: GenerateSpec
+
     def __init__(self, spec: GenerateSpec, models: Models, show: bool = False) -> None:
-        self.spec, self._models, self._show = spec, models, show
+        super().__init__(spec)
+        self._models, self._show = models, show
         self._roles = Roles.of(spec.topology)
         self._view: StreamView | None = None
 
     @property
-    def topology(self) -> Topology:
-        return self.spec.topology
-
-    @property
-    def serial(self) -> bool:
-        return self.spec.serial
-
-    @property
     def serial_threads(self) -> int:
         return self.topology.groups[Placement(self.topology).group_of_rank(self._roles.first)].threads
-
-    @property
-    def out(self) -> Path | None:
-        return self.spec.out
 
     @property
     def leader(self) -> int:
@@ -66,9 +55,6 @@ class TextWorkload:
 
     def rank_name(self, rank: int) -> str:
         return self._roles.name(rank)
-
-    def write(self, path: Path) -> None:
-        write_spec(path, self.spec)
 
     def import_worker(self) -> None:
         import paceline.runtime.language.run

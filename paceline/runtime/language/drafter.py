@@ -50,7 +50,6 @@ class DrafterActor(LanguageActor):
         self._stage, self._eos, self._longest = stage, eos, longest
         self._cores: dict[int, DrafterCore] = {}
         self._settings = first_settings(spec.topology.speculation)
-        self._spec = spec
         self._hedging = spec.topology.speculation.drafter is DrafterKind.model
         self._turn = 0
         self._warm: set[int] = set()
@@ -136,7 +135,7 @@ class DrafterActor(LanguageActor):
         if len(opened.tokens) >= limit:
             return
         s = self._settings
-        coupling = self._spec.options(opened.session).sampling.effective_coupling
+        coupling = self.spec.options(opened.session).sampling.effective_coupling
         self._cores[opened.session] = DrafterCore(
             opened.session, opened.tokens, limit, coupling, window=s.window, depth=s.depth,
             hedge=self._width, policy=self.topology.speculation.policy, eos=self._eos,

@@ -6,7 +6,7 @@ from collections import deque
 
 from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.errors import ChannelError
-from paceline.runtime.language.messages import Message, message_bytes, pack, session_of, unpack
+from paceline.runtime.language.messages import Message, Record, pack, record_of, session_of, unpack
 from paceline.stages.item import Item, Key
 
 __all__ = ["Mailbox"]
@@ -30,7 +30,7 @@ class Mailbox:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._waiting: dict[tuple[int, int, int], deque[Message]] = {}
+        self._waiting: dict[tuple[int, int, int], deque[Record]] = {}
         """By edge, target and session; only what is not empty"""
         self._sent: dict[tuple[int, int, int], int] = {}
         self._listening: dict[tuple[int, int], dict[int, int]] = {}
@@ -43,7 +43,8 @@ class Mailbox:
     def put(self, edge: int, target: int, message: Message) -> None:
         """Send a message with the next `send`. What goes to a rank that is lost is dropped."""
         session = session_of(message)
-        self._waiting.setdefault((edge, target, _ALL_SESSIONS if session is None else session), deque()).append(message)
+        key = edge, target, _ALL_SESSIONS if session is None else session
+        self._waiting.setdefault(key, deque()).append(record_of(message))
 
     def has_room(self, edge: int, target: int, session: int) -> bool:
         """Whether a message of a session may be produced: few enough wait for credit."""
@@ -56,37 +57,37 @@ class Mailbox:
 
     def backlog(self, edge: int, target: int) -> int:
         """How many messages wait for a rank's credit, of all sessions."""
-        return sum(len(messages) for key, messages in self._waiting.items() if key[:2] == (edge, target))
+        return sum(len(records) for key, records in self._waiting.items() if key[:2] == (edge, target))
 
     def send(self) -> None:
         """Send what was put, as far as there is credit."""
         for key in list(self._waiting):
             edge, target, session = key
-            messages = self._waiting[key]
+            records = self._waiting[key]
             if target in self._endpoint.lost:
-                messages.clear()
-            while messages:
-                batch = self._batch(messages, self._endpoint.edge_bytes(edge))
-                number = self._sent.get(key, 0)
-                item = Item(Key(edge, session, number), pack(batch))
-                if not self._endpoint.can_send(edge, target, session, 1, item.nbytes):
+                records.clear()
+            while records:
+                batch = self._batch(records, self._endpoint.edge_bytes(edge))
+                nbytes = sum(record.nbytes for record in batch)
+                if not self._endpoint.can_send(edge, target, session, 1, nbytes):
                     break
-                self._endpoint.send(target, item)
+                number = self._sent.get(key, 0)
+                self._endpoint.send(target, Item(Key(edge, session, number), pack(batch)))
                 self._sent[key] = number + 1
                 for _ in batch:
-                    messages.popleft()
-            if not messages:
+                    records.popleft()
+            if not records:
                 del self._waiting[key]
 
-    def _batch(self, messages: deque[Message], most: int) -> list[Message]:
+    def _batch(self, records: deque[Record], most: int) -> list[Record]:
         """The first messages that together hold at most half of the edge's bytes, but at least one."""
-        batch: list[Message] = []
+        batch: list[Record] = []
         held = 0
-        for message in messages:
-            held += message_bytes(message)
+        for record in records:
+            held += record.nbytes
             if batch and (2 * held > most or len(batch) == _MAX_MESSAGES):
                 break
-            batch.append(message)
+            batch.append(record)
         return batch
 
     @property

@@ -8,6 +8,7 @@ tensor is the next of the item's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -26,8 +27,8 @@ __all__ = [
     "Settings",
     "StatsReport",
     "StatsRequest",
-    "message_bytes",
     "pack",
+    "record_of",
     "session_of",
     "unpack",
 ]  # fmt: skip
@@ -128,21 +129,40 @@ _LENGTH = 4
 """Bytes of a record's length."""
 
 
-def pack(messages: Sequence[Message]) -> tuple[Tensor, ...]:
+class Record(NamedTuple):
+    """A message as it travels: its fields, and the tensors that go with them."""
+
+    body: bytes
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it adds to an item."""
+        return _LENGTH + len(self.body) + sum(tensor.nbytes for tensor in self.tensors)
+
+
+def record_of(message: Message) -> Record:
+    """The record of a message."""
+    tensors: list[Tensor] = []
+
+    def add(value: object) -> bool:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"a {type(value).__name__} can't travel in a message")
+        tensors.append(value)
+        return True
+
+    encoder = msgspec.msgpack.Encoder(enc_hook=add)
+    body = encoder.encode(_Judged(message) if isinstance(message, Verdict) else message)
+    return Record(body, tuple(tensors))
+
+
+def pack(records: Sequence[Record]) -> tuple[Tensor, ...]:
     """The tensors of one item."""
-    tensors: list[Tensor] = []
     data = bytearray()
-    for message in messages:
-        body = _encode(message, tensors)
-        data += len(body).to_bytes(_LENGTH, "little") + body
+    for record in records:
+        data += len(record.body).to_bytes(_LENGTH, "little") + record.body
+    tensors = [tensor for record in records for tensor in record.tensors]
     return torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8), *tensors
-
-
-def message_bytes(message: Message) -> int:
-    """Bytes that a message adds to an item."""
-    tensors: list[Tensor] = []
-    body = _encode(message, tensors)
-    return _LENGTH + len(body) + sum(tensor.nbytes for tensor in tensors)
 
 
 def unpack(tensors: Sequence[Tensor]) -> Iterator[Message]:
@@ -172,17 +192,6 @@ def unpack(tensors: Sequence[Tensor]) -> Iterator[Message]:
             yield message.verdict if isinstance(message, _Judged) else message
     except (ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise SpeculationError(f"a message that can't be read ({error}); start all ranks from one version") from error
-
-
-def _encode(message: Message, tensors: list[Tensor]) -> bytes:
-    def add(value: object) -> bool:
-        if not isinstance(value, Tensor):
-            raise TypeError(f"a {type(value).__name__} can't travel in a message")
-        tensors.append(value)
-        return True
-
-    encoder = msgspec.msgpack.Encoder(enc_hook=add)
-    return encoder.encode(_Judged(message) if isinstance(message, Verdict) else message)
 
 
 def session_of(message: Message) -> int | None:

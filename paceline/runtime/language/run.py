@@ -73,7 +73,7 @@ def make_worker(
     torch.set_num_threads(topology.groups[group].threads)
     device = own_device(topology.groups[group].device)
     kind = StageKind.draft if rank == roles.drafter else StageKind.verify
-    name = next(name for name, stage in topology.stages.items() if stage.kind is kind)
+    name = topology.stage_of(kind)
     worker = Worker(
         topology, endpoint, run_dir, group, device, [name], roles.first, progress,
         events=spec.out is not None, reports_s=_REPORTS_S,

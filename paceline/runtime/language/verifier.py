@@ -53,7 +53,7 @@ class VerifierActor(LanguageActor):
         self._failed: set[int] = set()
         """Sessions that can't go on here, until they are closed: windows that still come for them are dropped."""
         if rank != self.roles.first:
-            self.mailbox.listen(self._ring, self.roles.verifiers[self.roles.verifiers.index(rank) - 1])
+            self.mailbox.listen(self._ring, self.roles.verifiers[number - 1])
 
     @property
     def _ring(self) -> int:

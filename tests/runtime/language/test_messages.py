@@ -21,8 +21,8 @@ from paceline.runtime.language.messages import (
     Settings,
     StatsReport,
     StatsRequest,
-    message_bytes,
     pack,
+    record_of,
     unpack,
 )
 
@@ -76,19 +76,19 @@ def plain(message: Message) -> list[object]:
 
 @given(st.lists(messages, max_size=6))
 def test_a_batch_arrives_as_it_was_sent(batch: list[Message]) -> None:
-    tensors = pack(batch)
+    tensors = pack([record_of(message) for message in batch])
     found = list(unpack(tensors))
     assert [type(message) for message in found] == [type(message) for message in batch]
     assert [plain(message) for message in found] == [plain(message) for message in batch]
-    assert sum(message_bytes(message) for message in batch) == sum(tensor.nbytes for tensor in tensors)
+    assert sum(record_of(message).nbytes for message in batch) == sum(tensor.nbytes for tensor in tensors)
 
 
 @given(st.lists(messages, min_size=1, max_size=3), st.data())
 def test_a_batch_that_is_cut_off_is_refused(batch: list[Message], data: st.DataObject) -> None:
-    whole = pack(batch)
+    whole = pack([record_of(message) for message in batch])
     bounds = [0]
     for message in batch:
-        bounds.append(bounds[-1] + len(pack([message])[0]))
+        bounds.append(bounds[-1] + len(pack([record_of(message)])[0]))
     cut = data.draw(st.integers(1, bounds[-1] - 1).filter(lambda at: at not in bounds))
     with pytest.raises(SpeculationError, match="one version"):
         list(unpack((whole[0][:cut], *whole[1:])))
@@ -97,7 +97,7 @@ def test_a_batch_that_is_cut_off_is_refused(batch: list[Message], data: st.DataO
 @pytest.mark.parametrize(
     "tensors", [(), (torch.zeros(3),), (torch.zeros(2, 2, dtype=torch.uint8),), (torch.tensor([99, 0]),),
                 (torch.tensor([1, 0, 0, 0, 0xC1], dtype=torch.uint8),),
-                pack([Drafted(Window(0, 0, 0, (1,), 1), torch.rand(3))])[:1]],
+                pack([record_of(Drafted(Window(0, 0, 0, (1,), 1), torch.rand(3)))])[:1]],
 )  # fmt: skip
 def test_what_is_no_batch_is_refused(tensors: tuple[torch.Tensor, ...]) -> None:
     with pytest.raises(SpeculationError, match="one version"):

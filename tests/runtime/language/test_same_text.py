@@ -20,7 +20,7 @@ from paceline.pipeline.speculation.window import Coupling, Window
 from paceline.runtime.language.active_session import ActiveSession, TextLog
 from paceline.runtime.language.actor import LanguageActor
 from paceline.runtime.language.leader import LeaderActor
-from paceline.runtime.language.messages import Drafted, HiddenStates, Message
+from paceline.runtime.language.messages import Drafted, HiddenStates, Message, pack, unpack
 from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.spec import SessionOptions
 from paceline.stages.lm.text_stream import TextStream
@@ -384,7 +384,7 @@ def test_nothing_is_produced_for_a_session_whose_messages_wait(
         def counted(edge: int, target: int, message: Message) -> None:
             put(edge, target, message)
             if isinstance(message, Drafted) or (isinstance(message, HiddenStates) and actor.rank == actor.roles.first):
-                waiting = actor.mailbox._waiting[edge, target, message.window.session]
+                waiting = unpack(pack(actor.mailbox._waiting[edge, target, message.window.session]))
                 most[0] = max(most[0], sum(isinstance(each, Drafted | HiddenStates) for each in waiting))
 
         actor.mailbox.put = counted  # type: ignore[method-assign]
