@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -98,20 +98,7 @@ def check_shown(played: Played, session: int, right: bytes) -> None:
     assert [time.frame for time in times] == list(range(result.frames))
 
 
-@pytest.mark.slow
-@settings(  # no shrinking: each example is a run
-    max_examples=24, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(
-    mode=st.sampled_from(list(ContextMode)),
-    partition=st.sampled_from(PARTITIONS),
-    how=st.sampled_from(["wavefront", "wavefront", "joint", "batched"]),
-    pick=st.integers(0, 2),
-    after=st.integers(4, 60),
-    damage=st.sampled_from(["flip", "flip", "flip", "cut"]),
-    order=st.integers(0, 10_000),
-)
-def test_a_session_fails_alone_and_nothing_wrong_is_shown(
+def fails_alone(
     mode: ContextMode, partition: list[list[int]], how: str, pick: int, after: int, damage: str, order: int,
     model: DiT, weights: Path,
 ) -> None:  # fmt: skip
@@ -151,6 +138,26 @@ def test_a_session_fails_alone_and_nothing_wrong_is_shown(
                 assert not (pool.session[pool.blocks()] == session).any()
         event(f"{damage} {mode.value}: {sum(failed is not None for failed in hurt.failed)} failed")
         hurt.close()
+
+
+def examples(count: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Runs a check on so many drawn cases. There is no shrinking: each is a run."""
+    drawn = given(
+        mode=st.sampled_from(list(ContextMode)),
+        partition=st.sampled_from(PARTITIONS),
+        how=st.sampled_from(["wavefront", "wavefront", "joint", "batched"]),
+        pick=st.integers(0, 2),
+        after=st.integers(4, 60),
+        damage=st.sampled_from(["flip", "flip", "flip", "cut"]),
+        order=st.integers(0, 10_000),
+    )
+    checks = [HealthCheck.function_scoped_fixture]
+    some = settings(max_examples=count, deadline=None, phases=[Phase.generate], suppress_health_check=checks)
+    return lambda check: some(drawn(check))
+
+
+test_a_session_fails_alone_and_nothing_wrong_is_shown = pytest.mark.slow(examples(6)(fails_alone))
+test_a_session_fails_alone_in_many_cases = pytest.mark.exhaustive(examples(48)(fails_alone))
 
 
 @pytest.mark.parametrize("mode", ["clean", "cascade", "staggered"])

@@ -206,20 +206,24 @@ def test_the_test_has_its_significance() -> None:
 
 
 @pytest.mark.slow
-def test_the_law_is_that_of_the_target() -> None:
+@pytest.mark.parametrize(
+    ("sessions", "least"), [(2_000, 500), pytest.param(7_800, 2_000, marks=pytest.mark.exhaustive)]
+)
+def test_the_law_is_that_of_the_target(sessions: int, least: int) -> None:
+    """`least`: how often everything that may happen to a window has to happen."""
     rng = random.Random(7)
-    setups = [_setup(session, rng, limit=38) for session in range(7_800)]
+    setups = [_setup(session, rng, limit=38) for session in range(sessions)]
     played = run(setups, Answerer())
     total = Counters()
     for p in played:
         total.add(p.counters)
     # The orders held what they are there for.
-    assert sum(p.losses for p in played) > 500
+    assert sum(p.losses for p in played) > least // 4
     for name in ("stale_drafted", "stale_verified", "fallbacks", "hedge_hits", "hedge_misses", "from_plain", "censored",
                  "from_refill", "from_drafts"):  # fmt: skip
-        assert getattr(total, name) > 2_000, f"{name} is {getattr(total, name)}"
+        assert getattr(total, name) > least, f"{name} is {getattr(total, name)}"
     value, blocks = p_value([p.tokens for p in played])
-    assert blocks >= 100_000
+    assert blocks >= 12 * sessions
     assert value > _SIGNIFICANCE
 
 
