@@ -2,11 +2,10 @@
 
     python bench/structure.py [--root CHECKOUT] [--results DIR]
 
-Counts files and lines of `paceline/`. Then it runs two sessions, one twice as long, with a profiler in every process and
-thread, and counts the files with at least one call more for each frame (or token) more: what somebody has to read to
-follow one.
-Importers of a seam are the files of the package that import its module. With `--root` another checkout is counted, such
-as an older one.
+Counts files and lines of `paceline/`. Then it runs two sessions, one twice as long, with a profiler in all processes
+and threads, and counts the files with at least one call more for each frame (or token) more: what somebody has to read
+to follow one. Importers of a seam are the files of the package that import its module. With `--root` another checkout
+is counted, such as an older one.
 """
 
 from __future__ import annotations
