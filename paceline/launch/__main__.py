@@ -14,7 +14,8 @@ if not sys.flags.safe_path and sys.path[:1] in ([""], [os.getcwd()]):
 import typer
 
 from paceline.launch.commands.generate import generate
-from paceline.launch.commands.run import LAUNCHED, run
+from paceline.launch.commands.run import run
+from paceline.launch.commands.start import LAUNCHED
 from paceline.launch.console import prepare_standard_streams
 
 __all__: list[str] = []

@@ -1,56 +1,104 @@
-"""A run that makes frames, as launchers see it; and what is done with its result, on whatever way it came."""
+"""A run that makes frames, or items in place of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import msgspec
 
-from paceline.launch.console import say
-from paceline.launch.errors import LaunchError, OutputsError
+from paceline.launch.console import make_console, say
+from paceline.launch.errors import ArgumentError, LaunchError, OutputsError
+from paceline.launch.files import check_curve, check_policies
+from paceline.launch.folders import make_writable
 from paceline.launch.journal import read_journal
+from paceline.launch.json_output import check_version
+from paceline.launch.recording import Recording, RecordOptions
 from paceline.launch.run_dir import RunDirPaths
 from paceline.launch.summary import Summary, summarize
-from paceline.launch.workload import Workload
+from paceline.launch.weights import ModelFile
+from paceline.launch.workload import NOBODY, Audience, Outputs, Workload, WorkloadPlan
+from paceline.pipeline.costs import Costs, costs_from
+from paceline.pipeline.liveness import check_liveness
 from paceline.pipeline.placement import Placement
-from paceline.pipeline.topology import StageKind
+from paceline.pipeline.topology import FrameTopology, StageKind
+from paceline.pipeline.unit import ModelShape
 from paceline.runtime.errors import PacelineError
 from paceline.runtime.result import Decision, RunResult
 from paceline.runtime.spec import RunSpec
 
-__all__ = ["NOBODY", "Audience", "FrameWorkload"]
-
-
-def _ignore(*_: object) -> None:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Audience:
-    """Who is told how a run goes."""
-
-    frames: Callable[[int], None] = _ignore
-    """Called now and then with the number of frames that are done."""
-    summary: Callable[[Summary], None] = _ignore
-    """Called once, before pictures are made: they take time, and may fail."""
-    writing: Callable[[str, int, int], None] = _ignore
-    """Called before each picture with its name, how many are done, and how many there are."""
-
-
-NOBODY = Audience()
-"""Nobody is told."""
+__all__ = ["FrameWorkload"]
 
 
 class FrameWorkload(Workload[RunResult]):
-    """See `Workload`."""
+    """See `Workload`. By itself it has no model, as sleep workloads have none."""
 
+    command: ClassVar[str] = "run"
+    makes: ClassVar[str] = "frames"
     spec: RunSpec
 
     def __init__(self, spec: RunSpec, audience: Audience = NOBODY) -> None:
-        super().__init__(spec)
-        self._audience = audience
+        super().__init__(spec, audience)
         self._placement = Placement(spec.topology)
+
+    @classmethod
+    def smallest(cls, topology: FrameTopology) -> Self:
+        return cls(RunSpec(topology, frames=1, sessions=1, seed=topology.seed))
+
+    # -- before it starts ----------------------------------------------------------------------------------------------
+
+    def model_file(self) -> ModelFile:
+        """What is known of the model from its file's header. Raises `ArgumentError`."""
+        return ModelFile(ModelShape(1, 0, 0, 0), 0)
+
+    def check_files(self) -> None:
+        check_curve(self.topology)
+        check_policies(self.topology)
+
+    def check(self, file: Path) -> None:
+        spec, shape = self.spec, self.model_file().shape
+        deadlock = check_liveness(spec.topology, shape)
+        if deadlock is not None:
+            raise ArgumentError(f"{file}: {deadlock}")
+        self.check_model()
+        check_policies(spec.topology)
+        if not spec.serial:
+            check_curve(spec.topology)
+        decisions = self.decisions()
+        if decisions is not None:
+            self.check_decisions(decisions)
+        if spec.out is not None:
+            make_writable(f"--out {spec.out}", spec.out, spec.frames * spec.sessions * shape.frame_bytes)
+
+    def check_model(self) -> None:
+        """Check the model's weights, and that memory tiers hold its KV. Raises `ArgumentError`."""
+
+    def decisions(self) -> list[Decision] | None:
+        """The decisions of the journal that is replayed, if one is. Raises `ArgumentError` where it can't be read."""
+        return None if self.spec.replay is None else read_journal(self.spec.replay)
+
+    def check_decisions(self, decisions: Sequence[Decision]) -> None:
+        """Check that decisions can be taken again here. Raises `ArgumentError`."""
+
+    def plan(self, file: Path, frames: int | None, sessions: int | None, measured: Path | None) -> WorkloadPlan:
+        # Imported here: a run needs no tables of a plan.
+        from paceline.launch.plan_view import plan_json, show_plan
+        from paceline.pipeline.plan import plan as make_plan
+
+        topology, model = self.spec.topology, self.model_file()
+        costs = _costs(topology, measured)
+        try:
+            made = make_plan(topology, model.shape, costs, sessions=sessions, frames=frames, weights_bytes=model.bytes)
+        except ValueError as error:
+            raise ArgumentError(f"{file}: {error}") from error
+        return WorkloadPlan(plan_json(made), lambda console: show_plan(made, console), made.deadlock is None)
+
+    def record(self, file: Path, out: Path, options: RecordOptions) -> Recording:
+        raise ArgumentError(f"{file} has no model; give a world or a language topology")
+
+    # -- in a launcher and its workers ---------------------------------------------------------------------------------
 
     @property
     def serial_threads(self) -> int:
@@ -78,29 +126,43 @@ class FrameWorkload(Workload[RunResult]):
         # Imported here, as below: torch takes a second, and errors and signals must not wait for it.
         from paceline.runtime.run import run_rank
 
-        return run_rank(self.spec, rank, world_size, run_dir.path, progress, self._decisions())
+        return run_rank(self.spec, rank, world_size, run_dir.path, progress, self.decisions())
 
     def work_serially(self, run_dir: RunDirPaths, progress: Callable[[int], None]) -> RunResult:
         from paceline.runtime.serial import run_serial
 
-        return run_serial(self.spec, run_dir.path, progress, self._decisions())
+        return run_serial(self.spec, run_dir.path, progress, self.decisions())
 
     def decode(self, data: bytes) -> RunResult:
         return msgspec.msgpack.decode(data, type=RunResult)
 
-    def progress(self, count: int) -> None:
-        self._audience.frames(count)
+    # -- when it is over -----------------------------------------------------------------------------------------------
 
-    def finish(self, result: RunResult, run_dir: RunDirPaths) -> Summary:
-        """The audience has the summary before pictures are made; an output that fails leaves the others."""
+    def with_records(self, result: RunResult, run_dir: RunDirPaths) -> RunResult:
         # Imported here: records and pictures need NumPy and more, and a topology that is wrong needs neither.
         from paceline.launch.records import with_records
 
-        return _conclude(self.spec, with_records(self.spec, result, run_dir.path), self._audience)
+        return with_records(self.spec, result, run_dir.path)
+
+    def summarize(self, result: RunResult) -> Summary:
+        return summarize(self.spec, result)
+
+    def outputs(self, out: Path, result: RunResult, run_dir: RunDirPaths) -> Outputs:
+        from paceline.launch.outputs.frames import FrameOutputs
+
+        return FrameOutputs(out, self.spec, result)
+
+    def show(self, summary: Summary) -> None:
+        from paceline.launch.tables import print_summary
+
+        print_summary(make_console(), summary)
+
+    def failed(self, session: Mapping[str, Any]) -> bool:
+        return session["failed"] is not None
 
     def finish_early(self, error: LaunchError, run_dir: RunDirPaths) -> None:
         """Keep frames, summary and pictures, and say on standard error what is kept."""
-        if self.spec.out is None:
+        if self.out is None:
             return
         from paceline.launch.records import interrupted_result
 
@@ -109,30 +171,22 @@ class FrameWorkload(Workload[RunResult]):
             frames = sum(session.frames for session in result.sessions)
             if frames:
                 again = "; Ctrl-C again leaves out the pictures" if error.exit_code > 128 else ""
-                say(f"keeping {frames} frames in {self.spec.out}{again}")
-                _conclude(self.spec, result, Audience(writing=self._audience.writing))
+                say(f"keeping {frames} frames in {self.out}{again}")
+                self.conclude(result, run_dir, Audience(writing=self.audience.writing))
         except (OutputsError, PacelineError, OSError, ValueError) as lost:
             say(f"warning: {lost}")
 
-    def _decisions(self) -> list[Decision] | None:
-        return None if self.spec.replay is None else read_journal(self.spec.replay)
 
-
-def _conclude(spec: RunSpec, result: RunResult, audience: Audience) -> Summary:
-    summary = summarize(spec, result)
-    if spec.out is None:
-        audience.summary(summary)
-        return summary
-    from paceline.launch.outputs.write import write_pictures, write_results
-    from paceline.launch.records import frames_of, truth_of
-
-    # Mapped before the files get their names, which leaves the maps as they are.
-    frames, truth = frames_of(spec.out, result.sessions), truth_of(spec.out, result.sessions)
-    lost = [file for report in result.ranks for file in report.unsaved]
-    summary["warnings"] += [f"not saved: {file}" for file in lost]
-    lost += write_results(spec.out, summary, sorted(frames))
-    audience.summary(summary)
-    lost += write_pictures(spec.out, spec, result, summary, frames, truth or None, audience.writing)
-    if lost:
-        raise OutputsError(spec.out, lost)
-    return summary
+def _costs(topology: FrameTopology, measured: Path | None) -> Costs:
+    if measured is None:
+        return costs_from(topology)
+    try:
+        summary = json.loads(measured.read_bytes())
+        if not isinstance(summary, Mapping):
+            raise ValueError("it holds no JSON object; give the summary.json of a run (--out DIR)")
+        check_version(summary)
+        return costs_from(topology, summary)
+    except OSError as error:
+        raise ArgumentError(f"--measured {measured}: can't be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ArgumentError(f"--measured {measured}: {error}") from error

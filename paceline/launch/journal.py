@@ -30,7 +30,7 @@ def check_replay(path: Path, decisions: Sequence[Decision], topology: FrameTopol
     not have, or that lies too far behind the one at which the frame before began."""
     spec, steps = topology.context, topology.steps
     firsts: dict[int, dict[int, int]] = {}
-    for decision in decisions if topology.workload == "world" else ():
+    for decision in decisions:
         if decision.what == LatePolicy.fewer_steps:
             firsts.setdefault(decision.session, {})[decision.frame] = decision.value
     for session, first in firsts.items():

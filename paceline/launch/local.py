@@ -22,11 +22,12 @@ from paceline.launch.threads import thread_environment
 from paceline.launch.worker_main import STORE_VARIABLE, work
 from paceline.launch.workload import Workload
 from paceline.pipeline.placement import Placement
+from paceline.runtime.result import Result
 from paceline.runtime.secret import make_secret
 
 __all__ = ["run_local"]
 
-ResultT = TypeVar("ResultT")
+ResultT = TypeVar("ResultT", bound=Result[Any])
 
 _WORKER = ("-P", "-m", "paceline.launch.worker_main")
 """Without the working directory on the path of modules: what lies there is the user's, and none of ours."""

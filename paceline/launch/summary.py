@@ -23,59 +23,76 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from paceline.launch.errors import RunFailedError
 from paceline.launch.json_output import versioned
 from paceline.launch.machine import describe_machine
 from paceline.pipeline.steady import percentile, steady_period
 from paceline.runtime.report import merge_tiers
-from paceline.runtime.result import FrameTime, RankReport, RunResult
+from paceline.runtime.result import FrameTime, RankReport, Result, RunResult
 from paceline.runtime.spec import RunSpec
 
-__all__ = ["Summary", "check_sessions", "summarize", "tiers_by_group"]
+if TYPE_CHECKING:
+    from paceline.runtime.language.spec import GenerateSpec
+
+__all__ = ["Summary", "rounded", "summarize", "summary_of"]
 
 Summary = dict[str, Any]
 """Plain data that JSON can hold; no NaN, null where there is nothing to say."""
 
 
-def summarize(spec: RunSpec, result: RunResult) -> Summary:
-    """Sum a run up."""
-    frames = sum(session.frames for session in result.sessions)
+def summary_of(
+    spec: RunSpec | GenerateSpec, result: Result[Any], rank_fields: Callable[[RankReport], Summary]
+) -> Summary:
+    """What the summaries of all workloads have; `rank_fields` gives what a workload adds of each rank."""
     return versioned(
         {
             "topology": spec.topology.name,
             "seed": spec.seed,
-            "sessions": [msgspec.to_builtins(session) for session in result.sessions],
-            "frames_per_second": _rounded(frames / result.wall_s) if result.wall_s > 0 else None,
-            "period_ms": _rounded(_period_ms(result.times)),
-            "latency_ms": _percentiles([(t.shown_s - t.emitted_s) * 1e3 for t in result.times], (0.5, 0.99)),
-            "machine": {**describe_machine(), "threads": sum(rank.threads for rank in result.ranks)},
             "serial": spec.serial,
-            "schedule": spec.topology.schedule.value,
-            "context": spec.topology.context.mode.value,
-            "frames": spec.frames,
-            "ended": result.ended,
+            "sessions": [rounded(msgspec.to_builtins(session)) for session in result.sessions],
             "wall_s": _rounded(result.wall_s),
-            "deadline_ms": spec.topology.deadline_ms,
-            "on_late": spec.topology.on_late.value,
-            "lateness_ms": _lateness(result.times),
-            "decisions": [msgspec.to_builtins(decision) for decision in result.decisions],
-            "stage_ms": _stage_ms(result.ranks),
-            "bubble": {str(rank.rank): _rounded(_bubble(rank)) for rank in result.ranks},
-            "kv_sha256": {key: value for rank in result.ranks for key, value in sorted(rank.kv_sha256.items())},
-            "tiers": tiers_by_group(result.ranks),
-            "warnings": [
-                f"session {session.id} failed at frame {session.frames}: {session.failed}"
-                for session in result.sessions
-                if session.failed is not None
-            ],
-            "edges": [msgspec.to_builtins(edge) for rank in result.ranks for edge in rank.edges],
-            "ranks": [_rank(rank, _hosts(result.ranks)) for rank in result.ranks],
+            "tiers": _tiers_by_group(result.ranks),
+            "warnings": [],
+            "ranks": [_rank(report) | rank_fields(report) for report in result.ranks],
+            "machine": {**describe_machine(), "threads": sum(report.threads for report in result.ranks)},
         }
     )
+
+
+def summarize(spec: RunSpec, result: RunResult) -> Summary:
+    """Sum up a run that makes frames."""
+    frames = sum(session.frames for session in result.sessions)
+    hosts = _hosts(result.ranks)
+
+    def fields_of(report: RankReport) -> Summary:
+        stage_ms = {stage: _rounded(value) for stage, value in report.stage_ms.items()}
+        return {"host": hosts[report.host], "stages": report.stages, "stage_ms": stage_ms}
+
+    return summary_of(spec, result, fields_of) | {
+        "frames_per_second": _rounded(frames / result.wall_s) if result.wall_s > 0 else None,
+        "period_ms": _rounded(_period_ms(result.times)),
+        "latency_ms": _percentiles([(t.shown_s - t.emitted_s) * 1e3 for t in result.times], (0.5, 0.99)),
+        "schedule": spec.topology.schedule.value,
+        "context": spec.topology.context.mode.value,
+        "frames": spec.frames,
+        "ended": result.ended,
+        "deadline_ms": spec.topology.deadline_ms,
+        "on_late": spec.topology.on_late.value,
+        "lateness_ms": _lateness(result.times),
+        "decisions": [msgspec.to_builtins(decision) for decision in result.decisions],
+        "stage_ms": _stage_ms(result.ranks),
+        "bubble": {str(rank.rank): _rounded(_bubble(rank)) for rank in result.ranks},
+        "kv_sha256": {key: value for rank in result.ranks for key, value in sorted(rank.kv_sha256.items())},
+        "warnings": [
+            f"session {session.id} failed at frame {session.frames}: {session.failed}"
+            for session in result.sessions
+            if session.failed is not None
+        ],
+        "edges": [msgspec.to_builtins(edge) for rank in result.ranks for edge in rank.edges],
+    }
 
 
 def _period_ms(times: Sequence[FrameTime]) -> float:
@@ -107,13 +124,7 @@ def _stage_ms(ranks: Sequence[RankReport]) -> dict[str, float]:
     return {stage: round(statistics.median(values), 4) for stage, values in by_stage.items()}
 
 
-def check_sessions(summary: Summary, failed: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Raise `RunFailedError` for a run of which no session came through; `failed` looks at one session."""
-    if all(map(failed, summary["sessions"])):
-        raise RunFailedError("every session failed: " + "; ".join(summary["warnings"]))
-
-
-def tiers_by_group(ranks: Sequence[RankReport]) -> dict[str, Any]:
+def _tiers_by_group(ranks: Sequence[RankReport]) -> dict[str, Any]:
     """By group, all its ranks together; empty where no group has memory tiers."""
     by_group: dict[str, list[dict[str, Any]]] = {}
     for rank in ranks:
@@ -131,22 +142,24 @@ def _hosts(ranks: Sequence[RankReport]) -> dict[str, int]:
     return {host: index for index, host in enumerate(dict.fromkeys(rank.host for rank in ranks))}
 
 
-def _rank(rank: RankReport, hosts: dict[str, int]) -> dict[str, Any]:
+def _rank(report: RankReport) -> Summary:
     return {
-        "rank": rank.rank,
-        "group": rank.group,
-        "host": hosts[rank.host],
-        "device": rank.device,
-        "threads": rank.threads,
-        "stages": rank.stages,
-        "busy_s": _rounded(rank.busy_s),
-        "wait_s": _rounded(rank.wait_s),
-        "wall_s": _rounded(rank.wall_s),
-        "stage_ms": {stage: _rounded(value) for stage, value in rank.stage_ms.items()},
-        "peak_rss_bytes": rank.peak_rss_bytes,
+        "rank": report.rank,
+        "group": report.group,
+        "device": report.device,
+        "threads": report.threads,
+        "busy_s": _rounded(report.busy_s),
+        "wait_s": _rounded(report.wait_s),
+        "wall_s": _rounded(report.wall_s),
+        "peak_rss_bytes": report.peak_rss_bytes,
     }
 
 
+def rounded(record: Mapping[str, Any]) -> Summary:
+    """The record with its numbers to four decimals."""
+    return {key: _rounded(value) if isinstance(value, float) else value for key, value in record.items()}
+
+
 def _rounded(value: float | None) -> float | None:
-    """To 0.1 microseconds and alike, and null for what is no number."""
+    """To four decimals, and null for what is no number."""
     return None if value is None or not math.isfinite(value) else round(value, 4)

@@ -10,7 +10,7 @@ in the session, prompt included; `FrameTime` and `Decision` count generated fram
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -29,6 +29,7 @@ __all__ = [
     "Event",
     "FrameTime",
     "RankReport",
+    "Result",
     "RunResult",
     "SessionResult",
 ]
@@ -161,15 +162,22 @@ class RankReport(msgspec.Struct, frozen=True):
     """What went wrong with single language sessions here, and why."""
 
 
-class RunResult(msgspec.Struct, frozen=True):
-    """The whole run, as the coordinator (the rank of source and sink) puts it together."""
+SessionT = TypeVar("SessionT")
 
-    sessions: list[SessionResult]
+
+class Result(msgspec.Struct, Generic[SessionT], frozen=True):
+    """The whole run, as the leader puts it together. Of each session it holds what its workload says of one."""
+
+    sessions: list[SessionT]
     wall_s: float
-    """From the first action to the last frame."""
+    """From the first action, or the first prompt's pass, to the last frame or token; loading is not in it."""
     ranks: list[RankReport]
     times: list[FrameTime] = []
-    """Read back from their files, as `decisions` are."""
+    """Read back from their files, as `decisions` are. Text has neither."""
     decisions: list[Decision] = []
     ended: str | None = None
     """Why the run ended early; None where it came to its end."""
+
+
+class RunResult(Result[SessionResult], frozen=True):
+    """A whole run that makes frames."""

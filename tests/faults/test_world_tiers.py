@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paceline.launch.frames import Audience, FrameWorkload
+from paceline.launch.frames import FrameWorkload
 from paceline.launch.local import run_local
+from paceline.launch.workload import Audience
 from paceline.pipeline.topology import WorldTopology
 from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec

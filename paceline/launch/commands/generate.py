@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -12,17 +10,15 @@ import typer
 
 from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, HangTimeout, LauncherName, Overrides, TopologyFile, as_path
-from paceline.launch.commands.run import LAUNCHED
-from paceline.launch.errors import ArgumentError, OutputsError
-from paceline.launch.folders import make_writable
-from paceline.launch.language.check import check_generation
+from paceline.launch.commands.start import audience_of, loaded_for, preflight, start
+from paceline.launch.display import Display
+from paceline.launch.errors import ArgumentError
 from paceline.launch.language.prompts import read_prompts
 from paceline.launch.language.request import Asked, make_spec
-from paceline.launch.launchers import check_launcher, launch
-from paceline.launch.summary import Summary, check_sessions
+from paceline.launch.language.texts import TextWorkload
 from paceline.launch.supervise import HANG_TIMEOUT_S
-from paceline.launch.torchrun import Launched, recorded, refusals
-from paceline.pipeline.load import load_topology
+from paceline.launch.workload import wrong_command
+from paceline.pipeline.topology import LanguageTopology
 from paceline.runtime.language.parked import ParkedSession, ParkingError, read_parked
 
 __all__ = ["generate"]
@@ -96,14 +92,10 @@ def generate(
     Exit codes: 0; 1 the run failed, or every session did; 2 the topology, a model or the arguments are wrong and
     nothing was started; 130 interrupted by Ctrl-C; 143 by SIGTERM.
     """
-    launched = Launched.from_environment() if context.obj is LAUNCHED else None
-    with refusals(launched):
-        check_launcher(launcher, launched)
-        loaded = load_topology(topology, overrides or [], None if launched is None else launched.world_size)
-        if loaded.workload != "language":
-            raise ArgumentError(f"{topology} makes frames; start it with `paceline run`")
-        if launched is not None:
-            launched.use_threads(loaded)
+    with preflight(context, "generate", launcher, serial) as launched:
+        loaded = loaded_for(launched, topology, overrides)
+        if not isinstance(loaded, LanguageTopology):
+            raise wrong_command(topology, loaded)
         resumed = [] if resume is None else _parked(resume)
         if launched is not None and prompts == Path("-"):
             raise ArgumentError("--prompts -: the ranks of torchrun share no standard input; name a file")
@@ -116,34 +108,14 @@ def generate(
             },
             stop=tuple(stop or ()),
         )  # fmt: skip
-        if launched is not None and serial:
-            raise ArgumentError("--serial runs in one process; start it with `paceline generate`, without torchrun")
         spec = make_spec(loaded, asked, resumed, ignore_eos=ignore_eos, plain=plain, serial=serial)
         spec = replace(spec, out=None if out is None else out.resolve(), park=None if park is None else park.resolve())
-        models = check_generation(spec)
-        if spec.out is not None:
-            make_writable(f"--out {spec.out}", spec.out)
-    # Imported here: it brings torch, and what is wrong above should not wait for it.
-    from paceline.launch.language.texts import TextWorkload
-
-    workload = TextWorkload(spec, models, show=not quiet and not as_json)
-    summary = launch(workload, launcher, launched, hang_timeout, debug)
-    if summary is not None:
-        _print(summary, None if quiet or as_json else spec.out, as_json)
-        with recorded(launched):
-            check_sessions(summary, lambda session: session["finish_reason"] == "failed")
-            if spec.out is not None and summary["unsaved"]:
-                raise OutputsError(spec.out, summary["unsaved"])
-
-
-def _print(summary: Summary, out: Path | None, as_json: bool) -> None:
-    for warning in summary["warnings"]:
-        print(f"paceline: warning: {warning}", file=sys.stderr, flush=True)
-    if out is not None:
-        print(f"outputs in {out}")
-    if as_json:
-        print(json.dumps(summary))
-    sys.stdout.flush()
+        people = not quiet and not as_json
+        # Text shows how far a generation is.
+        display = Display(len(spec.prompts), quiet=True)
+        workload = TextWorkload(spec, audience_of(display, people, as_json), stream=people)
+        workload.check(topology)
+    start(workload, launcher, launched, hang_timeout, debug)
 
 
 def _parked(folder: Path) -> list[tuple[Path, ParkedSession]]:

@@ -10,13 +10,11 @@ import typer
 
 from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile, as_path
-from paceline.launch.errors import ArgumentError
 from paceline.launch.folders import check_writable_file
 from paceline.launch.json_output import versioned
-from paceline.launch.language.prompts import Prompt, read_prompts
-from paceline.launch.recording import Recording
+from paceline.launch.recording import Recording, RecordOptions
+from paceline.launch.workload import workload_class
 from paceline.pipeline.load import load_topology
-from paceline.stages.sampling_params import SamplingParams
 
 __all__ = ["record"]
 
@@ -53,43 +51,17 @@ def record(
     """
     loaded = load_topology(topology, overrides or [])
     check_writable_file(f"--out {out}", out)
-    seed = loaded.seed if seed is None else seed
-    if loaded.workload == "world":
-        if prompt or prompts:
-            raise ArgumentError(f"{topology} makes frames; it takes --frames and --sessions, and no prompt")
-        from paceline.launch.record_world import record_world
-        from paceline.launch.weights import check_weights, read_model_file
-
-        read_model_file(loaded)
-        check_weights(loaded)
-        _say(out, record_world(loaded, out, frames, sessions, seed), as_json)
-        return
-    if loaded.workload != "language":
-        raise ArgumentError(f"{topology} has no model; give a world or a language topology")
-    texts = read_prompts(prompt or [], prompts)
-    if any(text != Prompt(text.prompt) for text in texts):
-        raise ArgumentError("--prompts: all sessions are recorded with the options of the command; give texts alone")
-    try:
-        SamplingParams(temperature)
-    except ValueError as error:
-        raise ArgumentError(str(error)) from error
-    # Imported here: Transformers takes seconds, and a wrong topology should not wait for it.
-    from paceline.launch.language.record import record_generation
-    from paceline.stages.lm.folder import ModelFolderError
-
-    try:
-        made = record_generation(
-            loaded,
-            [text.prompt for text in texts],
-            out,
-            max_tokens=max_tokens,
-            seed=seed,
-            temperature=temperature,
-            ignore_eos=ignore_eos,
-        )
-    except ModelFolderError as error:
-        raise ArgumentError(str(error)) from error
-    _say(out, made, as_json)
+    options = RecordOptions(
+        seed=loaded.seed if seed is None else seed,
+        frames=frames,
+        sessions=sessions,
+        prompt=tuple(prompt or ()),
+        prompts=prompts,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        ignore_eos=ignore_eos,
+    )
+    _say(out, workload_class(loaded).smallest(loaded).record(topology, out, options), as_json)
 
 
 def _say(out: Path, made: Recording, as_json: bool) -> None:

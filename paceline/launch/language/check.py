@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from paceline.launch.errors import ArgumentError
-from paceline.launch.files import check_curve, check_policies
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.stages.lm.folder import ModelFolderError
 
-__all__ = ["check_generation"]
+__all__ = ["check_generation", "find_models"]
 
 
-def check_generation(spec: GenerateSpec) -> Models:
-    """Check the models, the lengths of the prompts, memory tiers, parking and keys. Returns what is known of the models
-    now. Raises `ArgumentError`."""
-    topology = spec.topology
-    check_policies(topology)
+def find_models(spec: GenerateSpec) -> Models:
+    """What is known of the models of a generation. Raises `ArgumentError`."""
     try:
-        models = Models.of(spec)
+        return Models.of(spec)
+    except (ModelFolderError, ValueError) as error:
+        raise ArgumentError(f"model: {error}") from error
+
+
+def check_generation(spec: GenerateSpec, models: Models) -> None:
+    """Check the models, the lengths of the prompts, memory tiers and parking. Raises `ArgumentError`."""
+    try:
         tokenizer = models.tokenizer()
     except (ModelFolderError, ValueError) as error:
         raise ArgumentError(str(error)) from error
@@ -36,6 +39,3 @@ def check_generation(spec: GenerateSpec) -> Models:
     check_models(spec, models, begun)
     check_tiers_hold(spec, models, [len(tokens) for tokens in begun])
     check_parking(spec, models)
-    if not spec.serial:
-        check_curve(topology)
-    return models

@@ -13,45 +13,58 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import cached_property, partial
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from paceline.launch.console import say
 from paceline.launch.json_output import versioned
 from paceline.launch.outputs.aligned import aligned
-from paceline.launch.outputs.atomic import fill, write_atomic, write_bytes
-from paceline.launch.outputs.write import tried
+from paceline.launch.outputs.atomic import write_atomic, write_bytes
+from paceline.launch.outputs.write import summary_step, timeline_steps, tried
 from paceline.launch.records import with_events
 from paceline.launch.summary import Summary
 from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.spec import GenerateSpec
-from paceline.runtime.result import RunResult
 
-__all__ = ["keep_texts", "write_language_outputs"]
+__all__ = ["TextOutputs", "keep_texts"]
 
 
-def write_language_outputs(
-    out: Path, spec: GenerateSpec, result: LanguageResult, summary: Summary, run_dir: Path
-) -> None:
-    """Write the files of a generation into the folder `out`, which is made where it is missing. The ranks' events are
-    in `run_dir`. What could not be written is added to the summary as `unsaved`, with the reasons."""
-    texts = {text.id: text.text for text in result.sessions}
-    steps = _texts(out, spec, texts)
-    if not spec.serial:
-        steps |= _timeline(out, spec, result, summary, run_dir)
-    for report in result.reports:
-        if report.history is None:
-            continue
-        # Imported here: a run without tiers needs no matplotlib.
-        from paceline.launch.outputs.tier_map import write_tier_map
+class TextOutputs:
+    """See `Outputs`."""
 
-        mode = spec.topology.tiers[report.group]
-        title = f"{spec.topology.name}, {report.role} (rank {report.rank}): {mode.policy}, {mode.mode}"
-        draw = partial(write_tier_map, history=report.history, title=title)
-        name = f"tiers-{report.group}-{report.rank}.png"
-        steps[name] = partial(write_atomic, out / name, draw)
-    summary["unsaved"] = tried(out, steps)
-    summary["unsaved"] += tried(out, _summary(out, summary))
+    def __init__(self, out: Path, spec: GenerateSpec, result: LanguageResult, run_dir: Path) -> None:
+        """The ranks' events are in `run_dir`."""
+        self._out, self._spec, self._result, self._run_dir = out, spec, result, run_dir
+
+    def write_results(self, summary: Summary) -> list[str]:
+        """What could not be written is added to the summary as `unsaved`."""
+        texts = {text.id: text.text for text in self._result.sessions}
+        summary["unsaved"] = tried(self._out, _texts(self._out, self._spec, texts))
+        return [*summary["unsaved"], *tried(self._out, summary_step(self._out, summary))]
+
+    def write_pictures(self, summary: Summary, watch: Callable[[str, int, int], None]) -> list[str]:
+        out, spec = self._out, self._spec
+        steps = {} if spec.serial else timeline_steps(out, spec, lambda: self._with_events, summary)
+        for report in self._result.ranks:
+            if report.history is None:
+                continue
+            # Imported here: a run without tiers needs no matplotlib.
+            from paceline.launch.outputs.tier_map import write_tier_map
+
+            mode = spec.topology.tiers[report.group]
+            title = f"{spec.topology.name}, {report.role} (rank {report.rank}): {mode.policy}, {mode.mode}"
+            draw = partial(write_tier_map, history=report.history, title=title)
+            name = f"tiers-{report.group}-{report.rank}.png"
+            steps[name] = partial(write_atomic, out / name, draw)
+        return tried(out, steps, watch)
+
+    @cached_property
+    def _with_events(self) -> LanguageResult:
+        """The result with its events, for trace and Gantt picture alike."""
+        ranks = with_events(self._result.ranks, self._run_dir)
+        return aligned(replace(self._result, ranks=ranks), prompt=0)
 
 
 def keep_texts(out: Path, spec: GenerateSpec, stream: Path, why: str) -> None:
@@ -69,32 +82,8 @@ def keep_texts(out: Path, spec: GenerateSpec, stream: Path, why: str) -> None:
     texts = {session: pieces.get(session, "") for session in range(len(spec.prompts))}
     say(f"keeping the texts so far in {out}")
     summary: Summary = versioned({"topology": spec.topology.name, "seed": spec.seed, "ended": why})
-    for lost in tried(out, _texts(out, spec, texts) | _summary(out, summary)):
+    for lost in tried(out, _texts(out, spec, texts) | summary_step(out, summary)):
         say(f"warning: not saved: {lost}")
-
-
-def _timeline(
-    out: Path, spec: GenerateSpec, result: LanguageResult, summary: Summary, run_dir: Path
-) -> dict[str, Callable[[], object]]:
-    """Trace and Gantt picture of the ranks that reported."""
-
-    @cache
-    def found() -> RunResult:
-        return aligned(RunResult([], result.wall_s, with_events(result.reports, run_dir)), prompt=0)
-
-    def trace(path: Path) -> None:
-        from paceline.launch.outputs.trace import trace_json
-
-        fill(path, trace_json(spec, found()))
-
-    def gantt(path: Path) -> None:
-        from paceline.launch.outputs.gantt import write_gantt
-
-        write_gantt(path, spec, found(), summary)
-
-    return {
-        name: partial(write_atomic, out / name, draw) for name, draw in (("trace.json", trace), ("gantt.png", gantt))
-    }
 
 
 def _texts(out: Path, spec: GenerateSpec, texts: Mapping[int, str]) -> dict[str, Callable[[], object]]:
@@ -102,12 +91,5 @@ def _texts(out: Path, spec: GenerateSpec, texts: Mapping[int, str]) -> dict[str,
         json.dumps({"session": session, "prompt": prompt, "text": texts[session]})
         for session, prompt in enumerate(spec.prompts)
     ]
-    return _file(out, "texts.jsonl", "".join(f"{line}\n" for line in lines))
-
-
-def _summary(out: Path, summary: Summary) -> dict[str, Callable[[], object]]:
-    return _file(out, "summary.json", json.dumps(summary, indent=2) + "\n")
-
-
-def _file(out: Path, name: str, text: str) -> dict[str, Callable[[], object]]:
-    return {name: partial(write_bytes, out / name, text.encode())}
+    content = "".join(f"{line}\n" for line in lines)
+    return {"texts.jsonl": partial(write_bytes, out / "texts.jsonl", content.encode())}

@@ -23,9 +23,7 @@ from typing import Any
 
 import msgspec
 
-from paceline.launch.json_output import versioned
-from paceline.launch.machine import describe_machine
-from paceline.launch.summary import tiers_by_group
+from paceline.launch.summary import rounded, summary_of
 from paceline.pipeline.speculation.counters import Counters
 from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.spec import GenerateSpec
@@ -33,63 +31,46 @@ from paceline.runtime.result import RankReport
 
 __all__ = ["summarize_language"]
 
-_RANK_FIELDS = (
-    "rank", "group", "role", "device", "threads", "busy_s", "wait_s", "wall_s", "passes", "tokens", "pass_ms",
-    "counters", "peak_rss_bytes", "tiers", "failures",
-)  # fmt: skip
+_RANK_FIELDS = ("role", "passes", "tokens", "pass_ms", "counters", "tiers", "failures")
 
 
 def summarize_language(spec: GenerateSpec, result: LanguageResult) -> dict[str, Any]:
     """Plain data that JSON can hold."""
     counters = Counters()
     names = {f.name for f in fields(Counters)}
-    for report in result.reports:
+    for report in result.ranks:
         counters.add(Counters(**{name: value for name, value in report.counters.items() if name in names}))
     count = sum(len(text.token_ids) for text in result.sessions)
-    return versioned(
-        {
-            "topology": spec.topology.name,
-            "seed": spec.seed,
-            "coupling": spec.sampling.effective_coupling.value,
-            "temperature": spec.sampling.temperature,
-            "plain": spec.plain or spec.serial,
-            "serial": spec.serial,
-            "sessions": [_rounded(msgspec.to_builtins(text)) for text in result.sessions],
-            "tokens_per_second": round(count / result.wall_s, 3) if result.wall_s > 0 else None,
-            "wall_s": round(result.wall_s, 4),
-            "accepted_share": round(counters.accepted_share, 4),
-            "acceptance_by_position": [round(share, 4) for share in counters.acceptance_by_position],
-            "windows": counters.windows,
-            "stale_tokens": {"drafted": counters.stale_drafted, "verified": counters.stale_verified},
-            "hedge": {"hits": counters.hedge_hits, "misses": counters.hedge_misses},
-            "tokens": {
-                "drafted": sum(text.drafted for text in result.sessions),
-                "refilled": sum(text.refilled for text in result.sessions),
-                "plain": sum(len(text.token_ids) - text.drafted - text.refilled for text in result.sessions),
-            },
-            "waits_s": {f"{report.role} {report.rank}": round(report.wait_s, 4) for report in result.reports},
-            "controller": {
-                "predicted_speedup": _speed(result.predicted_speedup),
-                "measured_speedup": _speed(result.measured_speedup),
-                "settings": result.settings,
-            },
-            "tiers": tiers_by_group(result.reports),
-            "parked": result.parked,
-            "warnings": [*spec.warnings, *result.warnings],
-            "ranks": [_rank(report) for report in result.reports],
-            "machine": {**describe_machine(), "threads": sum(report.threads for report in result.reports)},
-        }
-    )
+    return summary_of(spec, result, _rank) | {
+        "coupling": spec.sampling.effective_coupling.value,
+        "temperature": spec.sampling.temperature,
+        "plain": spec.plain or spec.serial,
+        "tokens_per_second": round(count / result.wall_s, 3) if result.wall_s > 0 else None,
+        "accepted_share": round(counters.accepted_share, 4),
+        "acceptance_by_position": [round(share, 4) for share in counters.acceptance_by_position],
+        "windows": counters.windows,
+        "stale_tokens": {"drafted": counters.stale_drafted, "verified": counters.stale_verified},
+        "hedge": {"hits": counters.hedge_hits, "misses": counters.hedge_misses},
+        "tokens": {
+            "drafted": sum(text.drafted for text in result.sessions),
+            "refilled": sum(text.refilled for text in result.sessions),
+            "plain": sum(len(text.token_ids) - text.drafted - text.refilled for text in result.sessions),
+        },
+        "waits_s": {f"{report.role} {report.rank}": round(report.wait_s, 4) for report in result.ranks},
+        "controller": {
+            "predicted_speedup": _speed(result.predicted_speedup),
+            "measured_speedup": _speed(result.measured_speedup),
+            "settings": result.settings,
+        },
+        "parked": result.parked,
+        "warnings": [*spec.warnings, *result.warnings],
+    }
 
 
 def _rank(report: RankReport) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(report)
-    return _rounded({name: fields[name] for name in _RANK_FIELDS})
+    return rounded({name: fields[name] for name in _RANK_FIELDS})
 
 
 def _speed(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
-
-
-def _rounded(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: round(value, 4) if isinstance(value, float) else value for key, value in record.items()}

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from paceline.runtime.result import Event, RunResult
+from paceline.runtime.result import Event, Result
 
 __all__ = ["WAIT", "aligned"]
 
 WAIT = "wait"
+ResultT = TypeVar("ResultT", bound=Result[Any])
 _OVERHEAD_S = 50e-6
 """Gaps between two units up to this are the loop's own cost and no wait."""
 
 
-def aligned(result: RunResult, prompt: int) -> RunResult:
+def aligned(result: ResultT, prompt: int) -> ResultT:
     """The result with times from the earliest instant on, and events numbered as `times` and the journal number frames:
     0 is the first generated one, prompt frames are negative. `prompt` is how many positions precede frame 0.
 

@@ -25,7 +25,7 @@ from paceline.launch.outputs.style import (
     session_colour,
 )
 from paceline.launch.outputs.timeline import Pass, Steady, passes, steady
-from paceline.runtime.result import RunResult
+from paceline.runtime.result import Result
 from paceline.runtime.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ _MANY_PASSES, _ZOOMED_PASSES = 240, 60
 _LABEL_INCH = 0.3  # what a label of the larger size takes
 
 
-def write_gantt(path: Path, spec: RunSpec | GenerateSpec, result: RunResult, summary: Mapping[str, Any]) -> None:
+def write_gantt(path: Path, spec: RunSpec | GenerateSpec, result: Result[Any], summary: Mapping[str, Any]) -> None:
     """Draw about ten periods of the steady state of an `aligned` result, and the whole run below."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -106,7 +106,7 @@ def _zoom(region: Steady | None, items: Sequence[Pass]) -> tuple[float, float]:
     return start, max(start + span, start + 1e-6)
 
 
-def _draw_waits(axes: Axes, result: RunResult, rows: Sequence[Lane], start: float, end: float) -> None:
+def _draw_waits(axes: Axes, result: Result[Any], rows: Sequence[Lane], start: float, end: float) -> None:
     from matplotlib.collections import PolyCollection
 
     bands = _bands(rows)
@@ -178,7 +178,7 @@ def _draw_labels(axes: Axes, places: Mapping[Bar, float], last_level: int, inch_
                 break
 
 
-def _frame_lanes(axes: Axes, result: RunResult, rows: Sequence[Lane], region: Steady | None, depth: float) -> None:
+def _frame_lanes(axes: Axes, result: Result[Any], rows: Sequence[Lane], region: Steady | None, depth: float) -> None:
     bands = _bands(rows)
     reports = {report.rank: report for report in result.ranks}
     few = len(bands) <= MANY_RANKS
@@ -244,7 +244,7 @@ def _draw_overview(axes: Axes, items: Sequence[Pass], ranks: Sequence[int], zoom
 def _titles(
     figure: Figure,
     spec: RunSpec | GenerateSpec,
-    result: RunResult,
+    result: Result[Any],
     summary: Mapping[str, Any],
     region: Steady | None,
     height: float,

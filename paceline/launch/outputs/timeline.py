@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from paceline.launch.outputs.aligned import WAIT
-from paceline.runtime.result import Event, FrameTime, RunResult
+from paceline.runtime.result import Event, FrameTime, Result
 
 __all__ = ["Pass", "Steady", "passes", "runs", "steady", "union_s"]
 
@@ -98,7 +99,7 @@ class Steady:
         return 1.0 - sum(self.busy[rank] for rank in self.working) / len(self.working)
 
 
-def steady(result: RunResult) -> Steady | None:
+def steady(result: Result[Any]) -> Steady | None:
     """The steady region: where every rank is at work and every session is between the first and the third quarter of
     its frames, as far as there is such a time. None below two frames.
 
@@ -132,7 +133,7 @@ def steady(result: RunResult) -> Steady | None:
     return Steady(start, end, period, busy, working)
 
 
-def _full(result: RunResult) -> tuple[tuple[float, float], tuple[int, ...]]:
+def _full(result: Result[Any]) -> tuple[tuple[float, float], tuple[int, ...]]:
     """The time from when the last rank has begun with generated frames until the first one is through with them, and
     the ranks that count: those that denoise or sleep."""
     spans: dict[int, tuple[float, float]] = {}

@@ -20,7 +20,7 @@ import msgspec
 from paceline.launch.outputs.aligned import WAIT
 from paceline.launch.outputs.style import caption, position_name, session_letter
 from paceline.launch.outputs.timeline import Pass, passes
-from paceline.runtime.result import Event, RunResult
+from paceline.runtime.result import Event, Result
 from paceline.runtime.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _WAIT_THREAD = 0
 _Trace = dict[str, Any]
 
 
-def trace_json(spec: RunSpec | GenerateSpec, result: RunResult) -> bytes:
+def trace_json(spec: RunSpec | GenerateSpec, result: Result[Any]) -> bytes:
     """The trace of an `aligned` result as JSON. The same result gives the same bytes."""
     return msgspec.json.encode(
         {
@@ -48,7 +48,7 @@ def trace_json(spec: RunSpec | GenerateSpec, result: RunResult) -> bytes:
 
 
 class _Tracer:
-    def __init__(self, spec: RunSpec | GenerateSpec, result: RunResult) -> None:
+    def __init__(self, spec: RunSpec | GenerateSpec, result: Result[Any]) -> None:
         self.topology, self.result = spec.topology, result
         self.position_name = position_name(spec)
         everything = [event for report in result.ranks for event in report.events]

@@ -30,7 +30,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -39,12 +39,16 @@ import numpy.typing as npt
 from paceline.launch.outputs.aligned import aligned
 from paceline.launch.outputs.atomic import fill, write_atomic, write_bytes
 from paceline.launch.outputs.video import NoEncoderError, frames_per_second, write_gif, write_mp4
-from paceline.runtime.result import FRAMES_FILE, JOURNAL_FILE, TRUTH_FILE, RunResult
+from paceline.runtime.result import FRAMES_FILE, JOURNAL_FILE, TRUTH_FILE, Result, RunResult
 from paceline.runtime.spec import RunSpec
 
-__all__ = ["tried", "write_pictures", "write_results"]
+if TYPE_CHECKING:
+    from paceline.runtime.language.spec import GenerateSpec
+
+__all__ = ["summary_step", "timeline_steps", "tried", "write_pictures", "write_results"]
 
 Frames = npt.NDArray[np.uint8]
+Step = Callable[[], object]
 Watch = Callable[[str, int, int], None]
 _log = logging.getLogger(__name__)
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
@@ -56,13 +60,37 @@ def write_results(out: Path, summary: Mapping[str, Any], sessions: Sequence[int]
     Files appear whole or not at all; older ones of the same name are replaced, others are left alone. Returns what
     could not be done, with the reasons.
     """
-    content = msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"
     parts = [JOURNAL_FILE, *(FRAMES_FILE.format(session) for session in sessions)]
-    steps: dict[str, Callable[[], object]] = {"summary.json": partial(write_bytes, out / "summary.json", content)}
+    steps = summary_step(out, summary)
     for part in parts:
         name = part.removesuffix(".part")
         steps[name] = partial(os.replace, out / part, out / name)
     return tried(out, steps)
+
+
+def summary_step(out: Path, summary: Mapping[str, Any]) -> dict[str, Step]:
+    """The step that writes `summary.json`, of any workload."""
+    content = msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"
+    return {"summary.json": partial(write_bytes, out / "summary.json", content)}
+
+
+def timeline_steps(
+    out: Path, spec: RunSpec | GenerateSpec, result: Callable[[], Result[Any]], summary: Mapping[str, Any]
+) -> dict[str, Step]:
+    """The steps that write trace and Gantt picture, of any workload. `result` gives the `aligned` result."""
+
+    def trace(path: Path) -> None:
+        from paceline.launch.outputs.trace import trace_json
+
+        fill(path, trace_json(spec, result()))
+
+    def gantt(path: Path) -> None:
+        from paceline.launch.outputs.gantt import write_gantt
+
+        write_gantt(path, spec, result(), summary)
+
+    draw = {"trace.json": trace, "gantt.png": gantt}
+    return {name: partial(write_atomic, out / name, write) for name, write in draw.items()}
 
 
 def write_pictures(
@@ -87,25 +115,21 @@ def write_pictures(
                 found = f"{array.dtype} {list(array.shape)}"
                 raise ValueError(f"{kind} of session {session} must be uint8 [T, H, W, 3], not {found}")
     # Imported here: a run without --out needs neither matplotlib nor pillow.
-    from paceline.launch.outputs.gantt import write_gantt
     from paceline.launch.outputs.latency import write_latency
     from paceline.launch.outputs.sheet import write_sheet
-    from paceline.launch.outputs.trace import trace_json
 
     _remove_leftovers(out)
     pictured = {session: array for session, array in sorted(frames.items()) if array.size}
     result = aligned(result, spec.topology.prompt_frames)
+    steps = timeline_steps(out, spec, lambda: result, summary) if result.ranks else {}
     draw: dict[str, Callable[[Path], None]] = {}
-    if result.ranks:
-        draw["trace.json"] = lambda path: fill(path, trace_json(spec, result))
-        draw["gantt.png"] = lambda path: write_gantt(path, spec, result, summary)
     if result.ranks or result.times:
         draw["latency.png"] = lambda path: write_latency(path, spec, result)
     if pictured:
         draw["contact-sheet.png"] = lambda path: write_sheet(path, spec, pictured, truth)
     for session, array in pictured.items():
         draw |= _videos(session, array, spec.topology.deadline_ms)
-    steps = {name: partial(write_atomic, out / name, write) for name, write in draw.items()}
+    steps |= {name: partial(write_atomic, out / name, write) for name, write in draw.items()}
     lost = tried(out, steps, watch)
     for ended in result.sessions:
         (out / TRUTH_FILE.format(ended.id)).unlink(missing_ok=True)
@@ -114,7 +138,7 @@ def write_pictures(
     return lost
 
 
-def tried(out: Path, steps: Mapping[str, Callable[[], object]], watch: Watch | None = None) -> list[str]:
+def tried(out: Path, steps: Mapping[str, Step], watch: Watch | None = None) -> list[str]:
     """Take every step, by the name of the file in `out` that it writes, whatever becomes of those before it. `watch` is
     told of each. Returns what failed, with the reasons."""
     lost = []

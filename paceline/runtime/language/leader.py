@@ -256,7 +256,7 @@ class LeaderActor(VerifierActor):
         return LanguageResult(
             sessions=sorted(self._texts, key=lambda text: text.id),
             wall_s=self._ended_s - self._started_s,
-            reports=list(reports),
+            ranks=list(reports),
             settings={"window": s.window, "depth": s.depth, "hedge": s.hedge},
             predicted_speedup=tuner.predicted,
             measured_speedup=tuner.measured,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from paceline.runtime.result import RankReport
+from paceline.runtime.result import Result
 
 __all__ = ["LanguageResult", "TextResult"]
 
@@ -27,17 +27,13 @@ class TextResult(msgspec.Struct, frozen=True):
     """the target's own in place of a rejected draft, or behind the last one of a window; the rest are plain"""
 
 
-class LanguageResult(msgspec.Struct, frozen=True):
+class LanguageResult(Result[TextResult], frozen=True, kw_only=True):
     """The whole generation."""
 
-    sessions: list[TextResult]
-    wall_s: float
-    """From the first prompt's pass to the last token; loading is not in it."""
-    reports: list[RankReport]
     settings: dict[str, int]
     """Window, depth and hedge width at the end."""
     predicted_speedup: float | None
     measured_speedup: float | None
     warnings: list[str]
-    parked: list[int] = []
-    """Numbers of the sessions that can be taken up again."""
+    parked: list[int] = msgspec.field(default_factory=list)
+    """Numbers of the sessions that can be resumed."""

@@ -73,8 +73,9 @@ def generate_serial(
         pass_ms=1e3 * wall_s / max(1, tokens), history=history, failures=failures,
     )  # fmt: skip
     return LanguageResult(
-        sessions, wall_s, [report], {"window": 0, "depth": 1, "hedge": 0}, None, None, failures, parked
-    )
+        sessions, wall_s, [report], settings={"window": 0, "depth": 1, "hedge": 0}, predicted_speedup=None,
+        measured_speedup=None, warnings=failures, parked=parked,
+    )  # fmt: skip
 
 
 def _session(

@@ -13,6 +13,7 @@ import pytest
 
 from paceline.launch.errors import ArgumentError
 from paceline.launch.language.prompts import Prompt, read_prompts
+from paceline.launch.workload import Workload
 from paceline.pipeline.tiers import NvmeSpec, TierSpec
 from paceline.pipeline.topology import CurveSpec
 from paceline.runtime.curve import load_curve
@@ -239,11 +240,13 @@ def test_a_run_of_which_nothing_came_has_failed(
 ) -> None:
     """The summary is printed all the same."""
 
-    def ended(*_: object) -> dict[str, Any]:
+    def ended(workload: Workload[Any], *_: object) -> dict[str, Any]:
         sessions = [{"finish_reason": reason} for reason in reasons]
-        return {"sessions": sessions, "warnings": ["session 0 failed: no room"] if "failed" in reasons else []}
+        made = {"sessions": sessions, "warnings": ["session 0 failed: no room"] if "failed" in reasons else []}
+        workload.audience.summary(workload, made)
+        return made
 
-    monkeypatch.setattr("paceline.launch.commands.generate.launch", ended)
+    monkeypatch.setattr("paceline.launch.commands.start.launch", ended)
     found, output, errors = invoke("generate", TWO, *models, "--prompt", "x", "--prompt", "y", "--json")
     assert found == code
     assert [session["finish_reason"] for session in json.loads(output)["sessions"]] == list(reasons)

@@ -22,7 +22,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("something was started")
 
-    monkeypatch.setattr("paceline.launch.commands.generate.launch", started)
+    monkeypatch.setattr("paceline.launch.commands.start.launch", started)
 
 
 def target(folder: Path, kind: str, **changes: Any) -> list[str]:

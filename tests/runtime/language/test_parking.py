@@ -50,7 +50,7 @@ def kv(folder: Path, number: int, rank: int) -> Path:
 
 def forwarded(result: LanguageResult) -> int:
     """Tokens that the first verifier put through its layers."""
-    return next(report.tokens for report in result.reports if report.role in ("verifier", "serial"))
+    return next(report.tokens for report in result.ranks if report.role in ("verifier", "serial"))
 
 
 @pytest.mark.parametrize(

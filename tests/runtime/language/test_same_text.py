@@ -54,7 +54,7 @@ SETTINGS = [
 
 
 def counted(result: LanguageResult, name: str) -> int:
-    return sum(report.counters[name] for report in result.reports if name in report.counters)
+    return sum(report.counters[name] for report in result.ranks if name in report.counters)
 
 
 @pytest.mark.parametrize(("window", "depth", "hedge", "verifiers", "temperature", "more"), SETTINGS)
@@ -71,7 +71,7 @@ def test_settings_change_no_token(
         # Something was drafted and some of it was wrong, so the equality above says something.
         assert 0.3 < counted(result, "accepted") / counted(result, "judged") < 0.9
         assert counted(result, "fallbacks") == 0
-    assert len(result.reports) == verifiers + 1
+    assert len(result.ranks) == verifiers + 1
 
 
 @pytest.mark.parametrize(("drafter", "verifiers"), [("ngram", 1), ("ngram", 2), ("none", 1)])
@@ -115,7 +115,7 @@ def test_sessions_of_mixed_lengths_join_and_leave(pair: Pair, sessions: int) -> 
     result = generate(spec)
     assert texts(result) == texts(reference)
     assert [text.id for text in result.sessions] == list(range(32))
-    home = next(report for report in result.reports if report.role == "verifier")
+    home = next(report for report in result.ranks if report.role == "verifier")
     assert (home.tokens > 2 * home.passes) == (sessions > 1) or sessions == 1
 
 

@@ -32,7 +32,7 @@ def tiers(
 
 
 def told(result: LanguageResult, role: str) -> dict[str, Any]:
-    return next(report.tiers for report in result.reports if report.role == role and report.tiers is not None)
+    return next(report.tiers for report in result.ranks if report.role == role and report.tiers is not None)
 
 
 CASES = [
@@ -87,7 +87,7 @@ def test_the_serial_reference_has_tiers_too(pair: Pair, tmp_path: Path) -> None:
     result = serial(spec_of(language(pair, **tiers(tmp_path, 6, 0)), PROMPTS, 40))
     assert texts(result) == texts(serial(without))
     assert told(result, "serial")["hits"]["nvme"] > 0
-    history = result.reports[0].history
+    history = result.ranks[0].history
     assert history is not None and {1, 3} <= set(b"".join(layer for look in history.looks for layer in look))
 
 

@@ -1,0 +1,75 @@
+"""What the commands that start a run share: how a launcher is found, and what is printed of the result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from paceline.launch.display import Display
+from paceline.launch.errors import ArgumentError
+from paceline.launch.launchers import check_launcher, launch
+from paceline.launch.summary import Summary
+from paceline.launch.torchrun import Launched, recorded, refusals
+from paceline.launch.workload import Audience, Workload
+from paceline.pipeline.load import load_topology
+from paceline.pipeline.topology import Topology
+
+__all__ = ["LAUNCHED", "audience_of", "loaded_for", "preflight", "start"]
+
+LAUNCHED = object()
+"""As the context's object: this process may be one rank among those that a launcher started."""
+
+
+@contextmanager
+def preflight(context: typer.Context, command: str, launcher: str | None, serial: bool) -> Iterator[Launched | None]:
+    """Everything that is refused before a process is started happens in here. Gives this process's place, where a
+    launcher has started it."""
+    launched = Launched.from_environment() if context.obj is LAUNCHED else None
+    with refusals(launched):
+        check_launcher(launcher, launched)
+        if launched is not None and serial:
+            raise ArgumentError(f"--serial runs in one process; start it with `paceline {command}`, without torchrun")
+        yield launched
+
+
+def loaded_for(launched: Launched | None, file: Path, overrides: Sequence[str] | None) -> Topology:
+    """The topology, for as many ranks as there are. Raises `TopologyError`."""
+    topology = load_topology(file, overrides or (), None if launched is None else launched.world_size)
+    if launched is not None:
+        launched.use_threads(topology)
+    return topology
+
+
+def audience_of(display: Display, tables: bool, as_json: bool) -> Audience:
+    """Shows progress on `display`, and at the end prints warnings, for people (`tables`) what came out and where
+    outputs are, and the JSON object."""
+
+    def tell(workload: Workload[Any], summary: Summary) -> None:
+        display.clear()
+        for warning in summary["warnings"]:
+            print(f"paceline: warning: {warning}", file=sys.stderr, flush=True)
+        if tables:
+            workload.show(summary)
+            if workload.out is not None:
+                print(f"outputs in {workload.out}")
+        if as_json:
+            print(json.dumps(summary))
+        sys.stdout.flush()
+
+    return Audience(display, tell, display.writing)
+
+
+def start(
+    workload: Workload[Any], launcher: str | None, launched: Launched | None, hang_timeout_s: float, debug: bool
+) -> None:
+    """Run a workload. Raises what its launcher raises, and `RunFailedError` where no session came through."""
+    summary = launch(workload, launcher, launched, hang_timeout_s, debug)
+    if summary is not None:
+        with recorded(launched):
+            workload.check_sessions(summary)
