@@ -44,7 +44,6 @@ from paceline.runtime.result import Decision
 from paceline.runtime.spec import RunSpec
 from paceline.runtime.wire import (
     MAGIC,
-    VERSION,
     Control,
     CreditReturn,
     Data,
@@ -69,6 +68,7 @@ from paceline.tiers.store_file import PAGE, read_header, write_header
 from paceline.tiers.traces.format import MAGIC as TRACE_MAGIC
 from paceline.tiers.traces.format import TraceError
 from paceline.tiers.traces.trace import read_trace, write_trace
+from paceline.versions import WIRE
 from tests.faults.tiers import LAYOUT, Session
 from tests.harness import ROOT
 from tests.stages.conftest import random_model
@@ -116,7 +116,7 @@ def wire(folder: Path) -> Reader:
             check_data(message, [len(buffer) for buffer in buffers], 1 << 20)
             item_from(message, read_tensors(message, buffers))
 
-    prefix = MAGIC + bytes([VERSION])
+    prefix = MAGIC + bytes([WIRE])
     return Reader(read, frames, WireError, lambda body: prefix + body, [each[len(prefix) :] for each in frames])
 
 

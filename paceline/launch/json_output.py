@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["JSON_VERSION", "check_version", "versioned"]
+from paceline.versions import JSON_OUTPUT
 
-JSON_VERSION = 1
-"""Rises where a field changes its meaning or goes; a new field alone is no new version."""
+__all__ = ["check_version", "versioned"]
 
 
 def versioned(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The object with its version, as the first field."""
-    return {"version": JSON_VERSION, **fields}
+    return {"version": JSON_OUTPUT, **fields}
 
 
 def check_version(found: Mapping[str, Any]) -> None:
     """Check an object that a command wrote; one without a version is of a Paceline before versions, which wrote what
     version 1 says. Raises `ValueError` for any other."""
-    version = found.get("version", JSON_VERSION)
-    if version != JSON_VERSION:
+    version = found.get("version", JSON_OUTPUT)
+    if version != JSON_OUTPUT:
         raise ValueError(
-            f"it is of version {version!r}, and this Paceline reads {JSON_VERSION}; use the one that wrote it"
+            f"it is of version {version!r}, and this Paceline reads {JSON_OUTPUT}; use the one that wrote it"
         )

@@ -27,7 +27,7 @@ _MANY = 32
 def show_plan(plan: Plan, console: Console) -> None:
     """Print a plan."""
     topology = plan.topology
-    mode = f", context {topology.context.mode}" if topology.workload == "world" else ""
+    mode = f", context {topology.context.mode}" if topology.reads_context else ""
     console.print(Text(f"{topology.name}: {topology.schedule}{mode}, {plan.sessions} session(s)", style="bold"))
     console.print(_groups(topology))
     console.print(_edges(topology))
@@ -144,14 +144,14 @@ def _traffic(plan: Plan) -> Table:
     """Bytes per slot on every link between ranks, in all context modes of this placement."""
     placement = Placement(plan.topology)
     slots = {mode: next((load.slot_s for load in loads), 0.0) for mode, loads in plan.loads.items()}
-    world = plan.topology.workload == "world"
+    modes = plan.topology.reads_context
     title = "bytes per slot on each link between ranks"
-    table = Table(title=f"{title}, by context mode" if world else title, title_justify="left")
+    table = Table(title=f"{title}, by context mode" if modes else title, title_justify="left")
     table.add_column("link")
     table.add_column("via")
     for mode in plan.loads:
         own = f"{mode} *\n" if mode is plan.topology.context.mode else f"{mode}\n"
-        table.add_column(f"{own if world else ''}{_ms(slots[mode])} slot", justify="right")
+        table.add_column(f"{own if modes else ''}{_ms(slots[mode])} slot", justify="right")
     ways = sorted({(load.source, load.target, load.via) for loads in plan.loads.values() for load in loads})
     for source, target, via in ways[:_MANY]:
         cells = [
@@ -185,7 +185,7 @@ def _timetable(plan: Plan) -> Table:
 
 
 def _cells(plan: Plan, cells: Sequence[Cell]) -> str:
-    steps = plan.topology.last_level if plan.topology.workload == "world" else -1
+    steps = plan.topology.last_level if plan.topology.reads_context else -1
     return " ".join(
         f"{'abcdefghijklmnopqrstuvwxyz'[cell.session % 26] if plan.sessions > 1 else ''}"
         f"{cell.row.frame}.{'c' if cell.row.step == steps else cell.row.step}"
@@ -206,7 +206,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     return {
         "topology": topology.name,
         "schedule": topology.schedule.value,
-        "context": topology.context.mode.value if topology.workload == "world" else None,
+        "context": topology.context.mode.value if topology.reads_context else None,
         "sessions": plan.sessions,
         "frames": plan.frames,
         "live": plan.deadlock is None,

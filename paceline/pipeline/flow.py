@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
-from paceline.pipeline.topology import ContextMode, FrameTopology, StageKind, Topology, WorldTopology
+from paceline.pipeline.topology import (
+    ContextMode,
+    FrameTopology,
+    StageKind,
+    StageSpec,
+    Topology,
+    WorldTopology,
+)
 
 __all__ = ["compute_chain", "item_cycle", "needed_item_edges", "needed_kv_edges", "stages_of"]
 
@@ -17,9 +25,9 @@ def stages_of(topology: Topology, kind: StageKind) -> list[str]:
 def compute_chain(topology: Topology) -> list[str]:
     """The stages that make a frame, in the order in which it passes them: denoise stages by step, or sleep stages along
     their item edges."""
-    if topology.workload == "world":
-        placed = [name for name in stages_of(topology, StageKind.denoise) if topology.stages[name].steps]
-        return sorted(placed, key=topology.stage_steps)
+    placed = [name for name in stages_of(topology, StageKind.denoise) if topology.stages[name].steps]
+    if placed:
+        return sorted(placed, key=lambda name: _places(topology.stages[name]))
     following = {edge.source: edge.target for edge in reversed(topology.edges) if edge.carries == "item"}
     passed: dict[str, None] = {}
     for start in [*stages_of(topology, StageKind.source), *topology.stages]:
@@ -28,6 +36,11 @@ def compute_chain(topology: Topology) -> list[str]:
             passed[here] = None
             here = following.get(here)
     return [name for name in passed if name in topology.stages and topology.stages[name].kind == StageKind.sleep]
+
+
+def _places(stage: StageSpec) -> list[float]:
+    """The steps of a stage in rising order; the clean pass follows all."""
+    return sorted(math.inf if isinstance(step, str) else step for step in stage.steps)
 
 
 def needed_item_edges(topology: WorldTopology) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from paceline.pipeline.document import Document
 from paceline.pipeline.override import apply_override
 from paceline.pipeline.problem import KeyPath, Problem, TopologyError
-from paceline.pipeline.schema import UNKNOWN_KEY, intended_path, pattern, problems_of, slot_at, workload_in
+from paceline.pipeline.schema import FOREIGN, UNKNOWN_KEY, intended_path, pattern, problems_of, slot_at, workload_in
 from paceline.pipeline.topology import Topology, topology_model
 from paceline.pipeline.validate import UNKNOWN, check_world_size, validate
 
@@ -116,7 +116,7 @@ def _parse(data: object) -> _Parsed:
         _patch(patched, problem.path, workload)
     if "workload" in broken:
         # Whether a key is of another workload can't be known.
-        problems = [problem for problem in problems if not problem.wrong.startswith("has no meaning")]
+        problems = [problem for problem in problems if not problem.wrong.startswith(FOREIGN)]
     try:
         return _Parsed(workload, _validated(patched, workload), problems, frozenset(broken))
     except ValidationError:

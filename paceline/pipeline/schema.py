@@ -12,11 +12,13 @@ import annotated_types
 from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic_core import ErrorDetails
 
+from paceline import versions
 from paceline.pipeline.problem import KeyPath, Problem, closest, nearest
 from paceline.pipeline.sizes import parse_size
 from paceline.pipeline.topology import MODELS, topology_model
 
 __all__ = [
+    "FOREIGN",
     "MISSING",
     "UNKNOWN_KEY",
     "Slot",
@@ -31,7 +33,7 @@ __all__ = [
 
 _WORDS = {
     "workload": "world, sleep or language",
-    "version": "1, which this Paceline reads; a file of a later version needs a later Paceline",
+    "version": f"{versions.TOPOLOGY}, which this Paceline reads; a file of a later version needs a later Paceline",
     "name": "text of letters, digits, '.', '_' and '-'",
     "model.weights": "zoo:world or the path of a .safetensors file",
     "groups.*.device": "cpu, cuda or cuda:N",
@@ -56,6 +58,8 @@ _UNIONS = {
 _NAMED = ("groups", "stages", "tiers")
 MISSING = "is missing"
 UNKNOWN_KEY = "is no known key"
+FOREIGN = "has no meaning"
+"""How a problem with a key of another workload begins."""
 
 
 class Slot(NamedTuple):
@@ -206,7 +210,8 @@ def foreign_key(path: KeyPath, workload: str) -> Problem | None:
     takers = [name for name in MODELS if slot_at(path, name) is not None]
     if not takers or workload in takers:
         return None
-    return Problem(path, f"has no meaning in workload {workload}", f"remove it; only workload {takers[0]} takes it")
+    only = f"workload {takers[0]} takes" if len(takers) == 1 else f"workloads {' and '.join(takers)} take"
+    return Problem(path, f"{FOREIGN} in workload {workload}", f"remove it; only {only} it")
 
 
 def _foreign_keys(path: KeyPath, value: object, workload: str) -> list[Problem]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
+from typing import Annotated
 
-__all__ = ["format_size", "parse_size"]
+from pydantic import BeforeValidator, Field
+
+__all__ = ["Size", "SizeOrNone", "format_size", "parse_size"]
 
 _UNITS = {
     "": 1,
@@ -38,3 +41,9 @@ def format_size(size: float) -> str:
             return f"{size:.3g} {unit}" if abs(size) < 999.5 else f"{size:.0f} {unit}"
         size /= 1024
     return f"{size:.3g} TiB"
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+"""A size in a topology."""
+SizeOrNone = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
+"""A size, or 0 for none."""

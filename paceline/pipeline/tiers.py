@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from paceline.pipeline.sizes import parse_size
+from paceline.pipeline.sizes import Size, SizeOrNone
 from paceline.pipeline.strict_model import StrictModel
 
 __all__ = ["NvmeSpec", "TierMode", "TierSpec"]
-
-_Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
-_SizeOrNone = Annotated[int, BeforeValidator(parse_size), Field(ge=0)]
 
 
 class TierMode(StrEnum):
@@ -33,16 +30,16 @@ class NvmeSpec(StrictModel):
 
     path: Path
     """The folder; it is made where it is missing."""
-    size: _Size
+    size: Size
     """Bytes of each rank's file."""
 
 
 class TierSpec(StrictModel):
     """Where each rank of a group keeps the KV of its sessions. Every rank has these budgets for itself."""
 
-    hbm: _Size
+    hbm: Size
     """Bytes of KV on the device; on a CPU machine an arena of RAM with this budget stands in for it."""
-    dram: _SizeOrNone = 0
+    dram: SizeOrNone = 0
     """Bytes of KV in host memory, pinned where there is a GPU; 0: none."""
     nvme: NvmeSpec | None = None
     policy: str = "attention-mass"
@@ -56,7 +53,7 @@ class TierSpec(StrictModel):
     """Tokens of a block: one layer, all KV heads of the rank."""
     refresh: int = Field(8, ge=1)
     """Forwards from one look at the attention mass to the next."""
-    bandwidth: _Size | None = None
+    bandwidth: Size | None = None
     """Most bytes that are moved between tiers for each forward; none: 64 blocks."""
     hysteresis: float = Field(0.1, ge=0, lt=1)
     """Share of a tier's places, those at its border, for which no two blocks change places."""

@@ -8,14 +8,15 @@ single field can't know. Sizes are bytes, times are milliseconds.
 
 from __future__ import annotations
 
-import ipaddress
+from collections.abc import Mapping
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from paceline.pipeline.sizes import parse_size
+from paceline import versions
+from paceline.pipeline.network import NetworkSpec
+from paceline.pipeline.sizes import Size
 from paceline.pipeline.speculation.settings import LanguageSpec, SpeculationSpec
 from paceline.pipeline.speculation.window import Coupling
 from paceline.pipeline.strict_model import LONGEST_MS, StrictModel
@@ -26,7 +27,6 @@ __all__ = [
     "MODELS",
     "ContextMode",
     "ContextSpec",
-    "CurveSpec",
     "EdgeSpec",
     "FrameTopology",
     "GroupSpec",
@@ -34,7 +34,6 @@ __all__ = [
     "LanguageTopology",
     "LatePolicy",
     "ModelSpec",
-    "NetworkSpec",
     "Schedule",
     "SleepTopology",
     "StageKind",
@@ -49,7 +48,6 @@ __all__ = [
 CLEAN = "clean"
 """The name of the pass at flow time 0 that writes a frame's final KV; it follows the last step."""
 
-Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
@@ -120,7 +118,7 @@ class StageSpec(StrictModel):
     item_bytes: Size = 4096
     """source of a sleep workload: size of its items; sleep stages pass them on."""
     max_batch: int = Field(1, ge=1)
-    """Items of different sessions it may compute in one forward; 1 keeps results bit-identical."""
+    """world, sleep: items of different sessions it may compute in one forward; 1 keeps results bit-identical."""
 
 
 class EdgeSpec(StrictModel):
@@ -129,13 +127,14 @@ class EdgeSpec(StrictModel):
     source: str = Field(alias="from")
     target: str = Field(alias="to")
     carries: Literal["item", "kv"] = "item"
+    """world: `kv` leads between denoise stages."""
     via: Transport = Transport.local
     inflight: int = Field(2, ge=1)
     """Most items sent and not yet taken."""
     bytes: Size = 64 * 2**20
     """Most bytes sent and not yet taken."""
     layers: int = Field(1, ge=1)
-    """kv: layers that travel as one item where KV is streamed behind the compute; more means fewer messages."""
+    """world, kv: layers that travel as one item where KV is streamed behind the compute; more means fewer messages."""
 
 
 class ModelSpec(StrictModel):
@@ -166,48 +165,21 @@ class InjectSpec(StrictModel):
     seed: int = 0
 
 
-class CurveSpec(StrictModel):
-    """CURVE keys for tcp beyond loopback: this host's secret certificate and the folder of allowed public ones."""
-
-    secret: Path
-    allow: Path
-
-
-class NetworkSpec(StrictModel):
-    """Where zmq sockets bind. Hosts beyond loopback need `curve`."""
-
-    bind: str = "127.0.0.1"
-    curve: CurveSpec | None = None
-    max_message: Size = 256 * 2**20
-    connect_timeout_s: float = Field(30.0, ge=1, le=LONGEST_MS // 1000)
-
-    @property
-    def loopback(self) -> bool:
-        """Whether `bind` stays on this machine. Of interface names only `lo` does."""
-        try:
-            return self.bind in ("localhost", "lo") or ipaddress.ip_address(self.bind.strip("[]")).is_loopback
-        except ValueError:
-            return False
-
-
 class TopologyBase(StrictModel):
     """The keys that every workload takes."""
 
-    version: Literal[1] = 1
+    version: int = Field(versions.TOPOLOGY, ge=versions.TOPOLOGY, le=versions.TOPOLOGY)
     """Of the meaning of the keys; a file without it is of version 1."""
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
     workload: Literal["world", "sleep", "language"]
     seed: int = Field(0, ge=0, lt=2**63)
     deterministic: bool = True
     """Forbid what may change bits: joint forwards and batches of several sessions."""
-    schedule: Schedule = Schedule.wavefront
     groups: dict[Name, GroupSpec] = Field(min_length=1, max_length=2048)
     stages: dict[Name, StageSpec] = Field(min_length=1, max_length=2048)
     edges: Annotated[tuple[EdgeSpec, ...], Field(max_length=8192)] = ()
     tiers: dict[Name, TierSpec] = Field({})
     """By group."""
-    deadline_ms: float | None = Field(None, gt=0, le=LONGEST_MS)
-    on_late: LatePolicy = LatePolicy.wait
     network: NetworkSpec = NetworkSpec()
     inject: InjectSpec = InjectSpec()
 
@@ -217,6 +189,10 @@ class TopologyBase(StrictModel):
     """The kind of which there may be several stages, which make a frame one after the other."""
     kv_kinds: ClassVar[tuple[StageKind, ...]] = ()
     """The kinds of stages that hold KV."""
+    stage_keys: ClassVar[Mapping[str, tuple[StageKind, ...]]] = {}
+    """The keys of stages that only some kinds of stages take, and these kinds."""
+    edge_keys: ClassVar[tuple[str, ...]] = ()
+    """The keys of edges that not every workload takes."""
 
     def stage_of(self, kind: StageKind) -> str:
         """The name of the stage of a kind of which there is one."""
@@ -233,7 +209,15 @@ class TopologyBase(StrictModel):
         return self.kv_kinds
 
 
-class WorldTopology(TopologyBase):
+class FrameTopologyBase(TopologyBase):
+    """The keys that workloads take which make frames, or items in place of them."""
+
+    schedule: Schedule = Schedule.wavefront
+    deadline_ms: float | None = Field(None, gt=0, le=LONGEST_MS)
+    on_late: LatePolicy = LatePolicy.wait
+
+
+class WorldTopology(FrameTopologyBase):
     """Frames of a world model."""
 
     workload: Literal["world"] = "world"
@@ -248,6 +232,11 @@ class WorldTopology(TopologyBase):
     )
     compute_kind: ClassVar[StageKind] = StageKind.denoise
     kv_kinds: ClassVar[tuple[StageKind, ...]] = (StageKind.denoise,)
+    stage_keys: ClassVar[Mapping[str, tuple[StageKind, ...]]] = {
+        "steps": (StageKind.denoise,),
+        "max_batch": (StageKind.denoise, StageKind.decode),
+    }
+    edge_keys: ClassVar[tuple[str, ...]] = ("carries", "layers")
     modes: ClassVar[tuple[ContextMode, ...]] = tuple(ContextMode)
     """The context modes that the stages could run in."""
     reads_context: ClassVar[bool] = True
@@ -280,7 +269,7 @@ class WorldTopology(TopologyBase):
         return self.model_copy(update={"context": context})
 
 
-class SleepTopology(TopologyBase):
+class SleepTopology(FrameTopologyBase):
     """Items that pass through stages that only wait. They are numbered as frames of a world with default settings are,
     and read nothing of one another."""
 
@@ -288,6 +277,10 @@ class SleepTopology(TopologyBase):
 
     stage_kinds: ClassVar[tuple[StageKind, ...]] = (StageKind.source, StageKind.sleep, StageKind.sink)
     compute_kind: ClassVar[StageKind] = StageKind.sleep
+    stage_keys: ClassVar[Mapping[str, tuple[StageKind, ...]]] = {
+        "item_bytes": (StageKind.source,),
+        "max_batch": (StageKind.sleep,),
+    }
     context: ClassVar[ContextSpec] = ContextSpec()
     modes: ClassVar[tuple[ContextMode, ...]] = (context.mode,)
     reads_context: ClassVar[bool] = False
@@ -318,6 +311,8 @@ class LanguageTopology(TopologyBase):
 
     stage_kinds: ClassVar[tuple[StageKind, ...]] = (StageKind.draft, StageKind.verify)
     kv_kinds: ClassVar[tuple[StageKind, ...]] = stage_kinds
+    schedule: ClassVar[Schedule] = Schedule.wavefront
+    """What is ready runs; `Placement` asks for it."""
     last_level: ClassVar[int] = 0
     """Positions have no steps."""
 

@@ -16,12 +16,14 @@ from paceline.pipeline.topology import (
     FrameTopology,
     LatePolicy,
     Schedule,
+    SleepTopology,
     StageKind,
     Topology,
     Transport,
     WorldTopology,
 )
 from paceline.pipeline.validate_flow import check_chain, check_cycle, check_item_path, check_kv_edges, check_steps
+from paceline.pipeline.validate_keys import check_edge_keys, check_stage_keys
 from paceline.pipeline.validate_tiers import check_frame_tiers, check_text_tiers, check_tiers, check_tiers_determinism
 
 __all__ = ["UNKNOWN", "check_world_size", "validate"]
@@ -200,7 +202,7 @@ def _determinism(topology: Topology) -> Iterator[Problem]:
             yield Problem(("groups", name, "device"), wrong, right)
 
 
-def _deadline(topology: Topology) -> Iterator[Problem]:
+def _deadline(topology: FrameTopology) -> Iterator[Problem]:
     """A late policy that can't act."""
     if topology.on_late == LatePolicy.wait:
         return
@@ -216,7 +218,7 @@ def _fewer_steps(topology: WorldTopology) -> Iterator[Problem]:
         yield Problem(("on_late",), "fewer_steps can't go below the 1 step of model.steps", right)
 
 
-def _no_steps(topology: Topology) -> Iterator[Problem]:
+def _no_steps(topology: SleepTopology) -> Iterator[Problem]:
     """A late policy that leaves steps out where there are none."""
     if topology.on_late == LatePolicy.fewer_steps:
         yield Problem(("on_late",), f"workload {topology.workload} has no steps to leave out", "use wait or repeat")
@@ -228,14 +230,6 @@ def _network(topology: Topology) -> Iterator[Problem]:
     if not network.loopback and network.curve is None:
         right = "bind 127.0.0.1 or give network.curve with secret and allow"
         yield Problem(("network", "bind"), f"'{network.bind}' can be reached from other hosts", right)
-
-
-def _steps_elsewhere(topology: Topology) -> Iterator[Problem]:
-    """`steps` on a stage that takes none."""
-    for name, stage in topology.stages.items():
-        if stage.steps and stage.kind != StageKind.denoise:
-            right = "remove them or write kind: denoise"
-            yield Problem(("stages", name, "steps"), f"a {stage.kind} stage takes no steps", right)
 
 
 _ENDS = "stages.*.kind edges.*.from edges.*.to edges.*.carries workload"
@@ -250,13 +244,14 @@ _CHECKS: list[tuple[tuple[str, ...], Check, str, str]] = [
     (_ALL, _groups, "", "placed-groups"),
     (_ALL, _edge_ends, "", "edge-ends"),
     (_ALL, _kinds, "stages.*.kind workload", "kinds"),
-    (_ALL, _steps_elsewhere, "stages.*.kind stages.*.steps", "kinds"),
+    (_ALL, check_stage_keys, "stages.*.kind stages.*.steps workload", "kinds"),
+    (_ALL, check_edge_keys, "edges.*.carries edges.*.layers workload", ""),
     (_WORLD, check_steps, f"{_STEPS} kinds", "steps"),
     (_FRAMES, _session_home, f"{_PLACES} kinds placed-groups", ""),
     (_FRAMES, check_cycle, f"{_ENDS} edge-ends", ""),
     (_WORLD, check_item_path, f"{_ENDS} {_STEPS} kinds steps edge-ends", "path"),
     (_SLEEP, check_chain, f"{_ENDS} kinds edge-ends", "path"),
-    (_FRAMES, check_kv_edges, f"{_ENDS} {_STEPS} kinds steps edge-ends", ""),
+    (_WORLD, check_kv_edges, f"{_ENDS} {_STEPS} kinds steps edge-ends", ""),
     (_FRAMES, _schedule, f"{_PLACES} schedule deterministic kinds placed-groups", "schedule"),
     (
         _ALL,
@@ -265,9 +260,9 @@ _CHECKS: list[tuple[tuple[str, ...], Check, str, str]] = [
         "",
     ),
     (_ALL, _determinism, "deterministic stages.*.max_batch groups.*.threads groups.*.device stages.*.kind", ""),
-    (_ALL, _deadline, "on_late deadline_ms model.steps workload", ""),
+    (_FRAMES, _deadline, "on_late deadline_ms model.steps workload", ""),
     (_WORLD, _fewer_steps, "on_late deadline_ms model.steps workload", ""),
-    ((*_SLEEP, *_LANGUAGE), _no_steps, "on_late deadline_ms workload", ""),
+    (_SLEEP, _no_steps, "on_late deadline_ms workload", ""),
     (_ALL, _network, "network.bind network.curve", ""),
     (
         _ALL,
@@ -291,7 +286,7 @@ _CHECKS: list[tuple[tuple[str, ...], Check, str, str]] = [
     (
         _LANGUAGE,
         check_speculation,
-        f"{_PLACES} {_ENDS} edges.*.via on_late deadline_ms kinds placed-groups edge-ends",
+        f"{_PLACES} {_ENDS} edges.*.via kinds placed-groups edge-ends",
         "",
     ),
 ]

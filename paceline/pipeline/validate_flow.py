@@ -81,7 +81,7 @@ def check_item_path(topology: WorldTopology) -> Iterator[Problem]:
             yield Problem(("edges",), wrong, f"add {_edge_text(topology, source, target)}")
 
 
-def check_kv_edges(topology: FrameTopology) -> Iterator[Problem]:
+def check_kv_edges(topology: WorldTopology) -> Iterator[Problem]:
     """KV edges: those that the context mode reads, and no others."""
     mode = topology.context.mode
     needed = needed_kv_edges(topology)

@@ -14,7 +14,7 @@ import zmq.auth
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils import z85
 
-from paceline.pipeline.topology import CurveSpec, NetworkSpec
+from paceline.pipeline.network import CurveSpec, NetworkSpec
 from paceline.runtime.errors import RendezvousError
 
 __all__ = ["CurveKeys", "check_bind", "is_loopback", "load_curve", "start_authenticator"]

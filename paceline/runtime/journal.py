@@ -16,6 +16,7 @@ from paceline.runtime.errors import PacelineError
 from paceline.runtime.result import JOURNAL_FILE, Decision
 from paceline.runtime.spec import RunSpec
 from paceline.tiers.checksum import crc32c
+from paceline.versions import JOURNAL
 
 __all__ = ["Journal", "JournalError", "decode_decision", "encode_decision", "read_decisions"]
 
@@ -26,13 +27,18 @@ class JournalError(PacelineError):
     """A line is no decision, or is damaged."""
 
 
-class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Version(msgspec.Struct, frozen=True):
+    version: int = JOURNAL
+
+
+class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     session: _Natural
     frame: _Natural
     what: Literal["fewer_steps", "repeat"]
     value: _Natural
     crc32c: int | None = None
-    """Of the decision without it; lines of earlier versions have none."""
+    """Of the decision without it; early lines have none."""
+    version: int = JOURNAL
 
 
 class Journal:
@@ -99,6 +105,10 @@ def encode_decision(decision: Decision) -> bytes:
 def decode_decision(line: bytes) -> Decision:
     """The decision of a line. Raises `JournalError`, whatever the bytes are."""
     try:
+        # The version first: another one may have other fields.
+        version = msgspec.json.decode(line, type=_Version).version
+        if version != JOURNAL:
+            raise JournalError(f"is of version {version}, and this Paceline reads {JOURNAL}")
         found = msgspec.json.decode(line, type=_Line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise JournalError(f"is no decision ({error})") from error

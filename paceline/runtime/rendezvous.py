@@ -21,7 +21,7 @@ import msgspec
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from paceline.pipeline.topology import NetworkSpec
+from paceline.pipeline.network import NetworkSpec
 from paceline.runtime.curve import is_loopback
 from paceline.runtime.errors import RendezvousError
 from paceline.runtime.secret import RunSecret, find_secret

@@ -16,6 +16,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from paceline import versions
 from paceline.runtime.errors import MalformedError, OversizedError, UnsupportedError
 from paceline.stages.item import Item, Key
 
@@ -40,8 +41,7 @@ __all__ = [
 ]
 
 MAGIC = b"PCLN"
-VERSION = 1
-_PREFIX = MAGIC + bytes([VERSION])
+_PREFIX = MAGIC + bytes([versions.WIRE])
 
 MAX_HEADER = 1 << 20
 MAX_TENSORS = 4096
@@ -156,7 +156,7 @@ def decode(frame: Buffer) -> Message:
     if head != _PREFIX:
         if head[: len(MAGIC)] == MAGIC and len(head) == len(_PREFIX):
             raise UnsupportedError(
-                f"protocol version {head[-1]}, but this is version {VERSION}; install one Paceline on all hosts"
+                f"protocol version {head[-1]}, but this is version {versions.WIRE}; install one Paceline on all hosts"
             )
         raise MalformedError("not a message of Paceline; something else talks to this socket")
     try:

@@ -25,10 +25,9 @@ from paceline.tiers.manager import TierManager
 from paceline.tiers.paged_kv import PagedKV
 from paceline.tiers.sealed import Sealed, Versioned
 from paceline.tiers.settings import TierSettings
+from paceline.versions import PARKED_KV
 
 __all__ = ["park", "parked_fingerprint", "unpark"]
-
-_VERSION = 1
 
 
 class _Header(Versioned, frozen=True, forbid_unknown_fields=True):
@@ -41,7 +40,7 @@ class _Header(Versioned, frozen=True, forbid_unknown_fields=True):
     note: bytes
 
 
-_HEAD = Sealed(b"PACELINE-PARKED\x00", _Header, _VERSION, 1 << 26, "parked session", "start the session anew")
+_HEAD = Sealed(b"PACELINE-PARKED\x00", _Header, PARKED_KV, 1 << 26, "parked session", "start the session anew")
 
 
 def park(kv: PagedKV, path: Path, note: bytes = b"", beat: Callable[[], None] = lambda: None) -> int:
@@ -151,7 +150,7 @@ def _opened(path: Path) -> BinaryIO:
 
 def _head(kv: PagedKV, count: int, sums: np.ndarray[tuple[int], np.dtype[np.uint32]], note: bytes) -> bytes:
     crc = crc32c(sums.tobytes())
-    header = _Header(_VERSION, kv.manager.fingerprint, kv.length, count, crc, note)
+    header = _Header(PARKED_KV, kv.manager.fingerprint, kv.length, count, crc, note)
     # Of one length whatever the checksum, so that it can be written last.
     return _HEAD.pack(header, len(msgspec.json.encode(header)) + 10 - len(str(crc)))
 

@@ -17,13 +17,12 @@ from pathlib import Path
 from paceline.tiers.errors import StoreError
 from paceline.tiers.fingerprint import Fingerprint
 from paceline.tiers.sealed import Sealed, Versioned
+from paceline.versions import KV_STORE
 
 __all__ = ["PAGE", "StoreFile", "read_header", "write_header"]
 
 PAGE = 4096
 """What slots and buffers are aligned to, as O_DIRECT wants it; also the size of the header."""
-
-_VERSION = 1
 
 
 class _Header(Versioned, frozen=True, forbid_unknown_fields=True):
@@ -32,7 +31,7 @@ class _Header(Versioned, frozen=True, forbid_unknown_fields=True):
     fingerprint: Fingerprint
 
 
-_HEAD = Sealed(b"PACELINE-KV\x00", _Header, _VERSION, PAGE, "file of KV blocks", "move it away or name another folder")
+_HEAD = Sealed(b"PACELINE-KV\x00", _Header, KV_STORE, PAGE, "file of KV blocks", "move it away or name another folder")
 
 
 class StoreFile:
@@ -105,7 +104,7 @@ class StoreFile:
 
 def write_header(descriptor: int, fingerprint: Fingerprint, stride: int, slots: int) -> None:
     """Write the header page (see `sealed.py`)."""
-    page = _HEAD.pack(_Header(_VERSION, stride, slots, fingerprint))
+    page = _HEAD.pack(_Header(KV_STORE, stride, slots, fingerprint))
     if len(page) > PAGE:
         raise StoreError(f"the name of the model has {len(fingerprint.model)} letters; take one below 2000")
     data = memoryview(page.ljust(PAGE, b"\x00"))

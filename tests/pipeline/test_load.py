@@ -72,8 +72,8 @@ BROKEN = {
         "schedule:",
         "zzz: 1\nschedule:",
         [
-            "FILE:2: zzz: is no known key; known are version, name, workload, seed, deterministic, schedule, groups, "
-            "stages, edges, tiers, deadline_ms, on_late, network, inject, model, context"
+            "FILE:2: zzz: is no known key; known are version, name, workload, seed, deterministic, groups, "
+            "stages, edges, tiers, network, inject, schedule, deadline_ms, on_late, model, context"
         ],
     ),
     "misspelt section": ("stages:", "stagess:", ["FILE:8: stagess: is no known key; did you mean 'stages'?"]),
@@ -496,3 +496,45 @@ def test_a_key_of_another_workload_is_refused(tmp_path: Path, file: str, section
     key = f"{section}.{path}"
     found = check_topology(ROOT / "topologies" / f"{file}.yaml", [f"{key}=2"])[1]
     assert [str(problem) for problem in found] == [f"--set {key}: {key}: {takes}"]
+
+
+@pytest.mark.parametrize(
+    ("file", "at", "problem"),
+    [
+        ("speculate-2", "draft, group: drafter", "stages.draft.steps: a draft stage takes no steps; remove them"),
+        ("speculate-2", "draft, group: drafter", "stages.draft.max_batch: a draft stage takes no max_batch; remove it"),
+        ("speculate-2", "verify, group: verifier", "stages.verify.item_bytes: a verify stage takes no item_bytes; "
+         "remove it"),
+        ("sleep-4", "sink, group: g0", "stages.sink.item_bytes: a sink stage takes no item_bytes; remove it or write "
+         "kind: source"),
+        ("world-2", "source, group: early", "stages.source.item_bytes: a source stage takes no item_bytes; remove it"),
+        ("world-2", "sink, group: early", "stages.sink.max_batch: a sink stage takes no max_batch; remove it or write "
+         "kind: denoise or decode"),
+        ("speculate-2", "to: verify, via: zmq", "edges.0.layers: has no meaning in workload language; remove it; only "
+         "workload world takes it"),
+        ("world-2", "from: source, to: step0", "edges.0.layers: is for KV, and this edge carries items; remove it or "
+         "write carries: kv"),
+    ],
+)  # fmt: skip
+def test_a_key_that_its_stage_or_edge_does_not_take(tmp_path: Path, file: str, at: str, problem: str) -> None:
+    """In the file and from the command line, also where the value is the default one."""
+    shipped = ROOT / "topologies" / f"{file}.yaml"
+    text = shipped.read_text()
+    key = problem.partition(":")[0]
+    default = {"steps": "[]", "max_batch": "1", "item_bytes": "4096", "layers": "1"}[key.rpartition(".")[2]]
+    assert text.count(at) == 1
+    broken = tmp_path / "t.yaml"
+    broken.write_text(text.replace(at, f"{at}, {key.rpartition('.')[2]}: {default}"))
+    line = text[: text.index(at)].count("\n") + 1
+    assert [str(found) for found in check_topology(broken)[1]] == [f"{broken}:{line}: {problem}"]
+    assert [str(found) for found in check_topology(shipped, [f"{key}={default}"])[1]] == [f"--set {key}: {problem}"]
+
+
+@pytest.mark.parametrize("key", ["schedule: wavefront", "deadline_ms: 40", "on_late: wait"])
+def test_keys_of_frames_in_a_language_topology(tmp_path: Path, key: str) -> None:
+    text = (ROOT / "topologies" / "speculate-2.yaml").read_text()
+    broken = tmp_path / "t.yaml"
+    broken.write_text(f"{text}{key}\n")
+    (found,) = check_topology(broken)[1]
+    wrong = "has no meaning in workload language; remove it; only workloads world and sleep take it"
+    assert str(found) == f"{broken}:{text.count(chr(10)) + 1}: {key.partition(':')[0]}: {wrong}"

@@ -396,7 +396,7 @@ CASES: dict[str, Case] = {
     "KV in a sleep workload": (
         SLEEP,
         [("edges:", "edges:\n  - {from: b, to: a, carries: kv, via: zmq}")],
-        ["10: edges.0.carries: carries KV, but 'b' is no denoise stage; write carries: item"],
+        ["10: edges.0.carries: has no meaning in workload sleep; remove it; only workload world takes it"],
     ),
 }
 

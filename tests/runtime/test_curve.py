@@ -8,7 +8,8 @@ import torch
 import zmq
 import zmq.auth
 
-from paceline.pipeline.topology import CurveSpec, NetworkSpec, Topology
+from paceline.pipeline.network import CurveSpec, NetworkSpec
+from paceline.pipeline.topology import Topology
 from paceline.runtime.curve import check_bind, is_loopback, load_curve
 from paceline.runtime.endpoint import Endpoint, Route
 from paceline.runtime.errors import RendezvousError

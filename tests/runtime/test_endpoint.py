@@ -10,7 +10,7 @@ import pytest
 import torch
 import zmq
 
-from paceline.pipeline.topology import NetworkSpec
+from paceline.pipeline.network import NetworkSpec
 from paceline.runtime.endpoint import Endpoint, Route
 from paceline.runtime.errors import ChannelError, CreditError, MisroutedError, PeerLost
 from paceline.runtime.rendezvous import Rendezvous

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from torch._C._distributed_c10d import TCPStore
 
-from paceline.pipeline.topology import NetworkSpec
+from paceline.pipeline.network import NetworkSpec
 from paceline.runtime.endpoint import Endpoint, Route
 from paceline.runtime.errors import RendezvousError
 from paceline.runtime.rendezvous import Rendezvous

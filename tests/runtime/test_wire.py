@@ -15,7 +15,6 @@ from paceline.runtime.wire import (
     MAGIC,
     MAX_HEADER,
     MAX_TENSORS,
-    VERSION,
     Control,
     CreditReturn,
     Data,
@@ -34,6 +33,7 @@ from paceline.runtime.wire import (
     tensor_bytes,
 )
 from paceline.stages.item import Item, Key, Meta
+from paceline.versions import WIRE
 
 CAP = 1 << 20
 KEY = Key(3, 2**40, 17, 5)
@@ -182,8 +182,8 @@ def test_large_items_carry_no_checksum() -> None:
 
 def test_other_versions_and_other_protocols_are_refused() -> None:
     good = encode(Hello(0, ""))
-    with pytest.raises(UnsupportedError, match=f"version {VERSION + 1}"):
-        decode(MAGIC + bytes([VERSION + 1]) + good[5:])
+    with pytest.raises(UnsupportedError, match=f"version {WIRE + 1}"):
+        decode(MAGIC + bytes([WIRE + 1]) + good[5:])
     for bad in (b"", MAGIC, b"GET / HTTP/1.1\r\n", good[1:], b"\x80\x04K\x01."):
         with pytest.raises(MalformedError, match="not a message"):
             decode(bad)
@@ -198,14 +198,14 @@ def test_a_number_of_the_wrong_kind_is_refused(value: object) -> None:
         bad = [*good]
         bad[field] = value
         with pytest.raises(MalformedError):
-            decode(MAGIC + bytes([VERSION]) + msgspec.msgpack.encode(bad))
+            decode(MAGIC + bytes([WIRE]) + msgspec.msgpack.encode(bad))
 
 
 @settings(max_examples=300)
 @given(st.binary(max_size=200), st.booleans())
 def test_random_bytes_raise_nothing_but_wire_errors(noise: bytes, prefixed: bool) -> None:
     with pytest.raises(WireError):
-        decode(MAGIC + bytes([VERSION]) + noise if prefixed else noise)
+        decode(MAGIC + bytes([WIRE]) + noise if prefixed else noise)
 
 
 def test_mutated_frames_raise_nothing_but_wire_errors() -> None:

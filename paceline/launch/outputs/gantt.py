@@ -25,6 +25,7 @@ from paceline.launch.outputs.style import (
     session_colour,
 )
 from paceline.launch.outputs.timeline import Pass, Steady, passes, steady
+from paceline.pipeline.topology import StageKind
 from paceline.runtime.result import Result
 from paceline.runtime.spec import RunSpec
 
@@ -261,7 +262,7 @@ def _titles(
         parts.append(f"period {period:.1f} ms{' a session' if len(result.sessions) > 1 else ''}")
     if region is not None and region.working:
         over = "the rank" if len(region.working) == 1 else f"the {len(region.working)} ranks"
-        kind = "denoise" if spec.topology.workload == "world" else "work"
+        kind = "denoise" if spec.topology.compute_kind is StageKind.denoise else "work"
         verb = f"{kind}s" if len(region.working) == 1 else kind
         parts.append(f"bubble {100 * region.bubble:.0f} % of {over} that {verb}, in the steady state")
     figure.text(x, 1 - 0.5 / height, "  ·  ".join(parts), fontsize=9.5, color=QUIET, va="top")
@@ -270,8 +271,8 @@ def _titles(
 def _legend(figure: Figure, spec: RunSpec | GenerateSpec, sessions: Sequence[int], pieces: bool, height: float) -> None:
     from matplotlib.patches import Patch
 
-    is_world = spec.topology.workload == "world"
-    text = "T·s is step s of frame T, T·c its clean pass" if is_world else f"The number is the {position_name(spec)}"
+    steps = spec.topology.compute_kind is StageKind.denoise
+    text = "T·s is step s of frame T, T·c its clean pass" if steps else f"The number is the {position_name(spec)}"
     handles = [Patch(facecolor=frame_colour(0), alpha=_PALE, linewidth=0, label="pass waits inside")] if pieces else []
     handles += [Patch(facecolor="#f3f4f6", edgecolor="#c4c9cf", hatch="////", linewidth=0, label="idle")]
     if len(sessions) > 1:

@@ -84,12 +84,11 @@ def position_name(spec: RunSpec | GenerateSpec) -> str:
 
 def caption(spec: RunSpec | GenerateSpec) -> str:
     """One line that says what was run: topology, mode, schedule, steps, seed."""
-    topology = spec.topology
-    parts = [topology.name]
-    if topology.workload == "world":
-        steps = topology.steps
-        parts += [f"context {topology.context.mode.value}", f"{steps} step{'s' if steps > 1 else ''}"]
+    parts = [spec.topology.name]
     if isinstance(spec, RunSpec):
+        topology, steps = spec.topology, spec.topology.steps
+        if topology.reads_context:
+            parts += [f"context {topology.context.mode.value}", f"{steps} step{'s' if steps > 1 else ''}"]
         schedule = Schedule.serial if spec.serial else topology.schedule
         parts.append(f"schedule {schedule.value}")
     else:

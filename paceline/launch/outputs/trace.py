@@ -133,8 +133,7 @@ class _Tracer:
     def _step(self, step: int) -> int | str | None:
         if step < 0:
             return None
-        is_clean = step >= self.topology.last_level and self.topology.workload == "world"
-        return "clean" if is_clean else step
+        return "clean" if step >= self.topology.last_level else step
 
     def _wait_slices(self) -> Iterator[_Trace]:
         for wait in self.waits:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from paceline.pipeline.problem import Problem
 from paceline.pipeline.speculation.settings import DrafterKind
-from paceline.pipeline.topology import LanguageTopology, Schedule, StageKind
+from paceline.pipeline.topology import LanguageTopology, StageKind
 
 __all__ = ["check_speculation"]
 
@@ -31,15 +31,8 @@ def check_speculation(topology: LanguageTopology) -> Iterator[Problem]:
             right = f"add {{from: {source}, to: {target}, via: zmq}}, which carries {what}"
             yield Problem(("edges",), f"nothing goes from {source} to {target}", right)
     for index, edge in enumerate(topology.edges):
-        if edge.carries == "kv":
-            yield Problem(("edges", index, "carries"), "KV stays where it is in workload language", "remove this edge")
-        elif (edge.source, edge.target) == (verify, verify) and verifiers.ranks == 1:
+        if (edge.source, edge.target) == (verify, verify) and verifiers.ranks == 1:
             yield Problem(("edges", index), "joins the ranks of a group that has one", "remove this edge")
-    if topology.deadline_ms is not None:
-        yield Problem(("deadline_ms",), "has no meaning in workload language", "remove it")
-    if topology.schedule != Schedule.wavefront:
-        right = "remove it; speculation has no schedule but what is ready"
-        yield Problem(("schedule",), f"{topology.schedule} has no meaning in workload language", right)
     spec = topology.speculation
     if spec.drafter is DrafterKind.ngram and isinstance(spec.hedge, int) and spec.hedge > 0:
         right = "write hedge: 0 or auto"

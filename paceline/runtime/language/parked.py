@@ -17,11 +17,11 @@ from typing import Annotated
 import msgspec
 
 from paceline.tiers.checksum import crc32c
+from paceline.versions import PARKED_SESSION
 
 __all__ = ["ParkedSession", "ParkingError", "kv_file", "note_of", "parked_folders", "read_parked", "session_folder",
            "write_parked"]  # fmt: skip
 
-_VERSION = 2
 _FILE = "session.json"
 _PREFIX = "session-"
 
@@ -111,7 +111,7 @@ def read_parked(folder: Path) -> list[tuple[Path, ParkedSession]]:
 
 def _encoded(session: ParkedSession) -> bytes:
     body = msgspec.json.encode(session)
-    return msgspec.json.encode(_File(_VERSION, crc32c(body), msgspec.Raw(body)))
+    return msgspec.json.encode(_File(PARKED_SESSION, crc32c(body), msgspec.Raw(body)))
 
 
 def _decoded(file: Path) -> ParkedSession:
@@ -119,8 +119,8 @@ def _decoded(file: Path) -> ParkedSession:
         data = file.read_bytes()
         # The version first: another one may have other fields.
         version = msgspec.json.decode(data, type=_Version).version
-        if version != _VERSION:
-            raise ParkingError(f"{file}: of version {version}, not {_VERSION}; remove {file.parent}")
+        if version != PARKED_SESSION:
+            raise ParkingError(f"{file}: of version {version}, not {PARKED_SESSION}; remove {file.parent}")
         found = msgspec.json.decode(data, type=_File)
         if crc32c(bytes(found.session)) != found.crc32c:
             raise ParkingError(f"{file}: is damaged, its CRC-32C is wrong; remove {file.parent}")

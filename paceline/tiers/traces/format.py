@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline import versions
 from paceline.tiers.block_stats import Floats
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "DROP",
     "MAGIC",
     "MASSES",
-    "VERSION",
     "Kind",
     "TraceError",
     "TraceHeader",
@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 MAGIC = b"PCLTRACE"
-VERSION = 1
 BLOCKS = struct.Struct("<qiI")
 """session, layer, n; then n starts (int64), places (int32), sinks (uint8)"""
 MASSES = struct.Struct("<qqiqI")
@@ -78,7 +77,7 @@ class TraceHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Keys and values of one block."""
     source: str = ""
     """For people: where it comes from."""
-    version: int = VERSION
+    version: int = versions.TRACE
 
 
 def encode(masses: Floats) -> NDArray[np.uint16]:
@@ -137,7 +136,7 @@ def read_records(file: BinaryIO, name: str) -> Iterator[tuple[Kind, memoryview]]
         except zlib.error as error:
             raise TraceError(f"{where} can't be inflated: {error}") from error
         if not plain or len(plain) > _MOST or not inflater.eof or plain[0] not in set(Kind):
-            raise TraceError(f"{where} is none of a version {VERSION} trace; the file is damaged or newer")
+            raise TraceError(f"{where} is none of a version {versions.TRACE} trace; the file is damaged or newer")
         kind = Kind(plain[0])
         if (kind is Kind.header) != (count == 0):
             raise TraceError(f"{where}: the header has to come first, and once")

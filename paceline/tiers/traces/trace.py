@@ -13,12 +13,12 @@ import msgspec
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from paceline import versions
 from paceline.tiers.block_stats import Floats, Ints
 from paceline.tiers.traces.format import (
     BLOCKS,
     DROP,
     MASSES,
-    VERSION,
     Kind,
     TraceError,
     TraceHeader,
@@ -152,8 +152,10 @@ class _Reader:
 
     def _take_header(self, payload: memoryview) -> None:
         version = msgspec.msgpack.decode(payload, type=dict[str, Any]).get("version")
-        if version != VERSION:
-            raise TraceError(f"{self._name}: is of version {version}; this reads version {VERSION}: record it anew")
+        if version != versions.TRACE:
+            raise TraceError(
+                f"{self._name}: is of version {version}; this reads version {versions.TRACE}: record it anew"
+            )
         self._header = msgspec.msgpack.decode(payload, type=TraceHeader)
         if self._header.span < 1 or self._header.block_bytes < 1:
             raise TraceError(f"{self._name}: span and block_bytes have to be at least 1: {self._header}")

@@ -14,8 +14,8 @@ import pytest
 from paceline.launch.errors import ArgumentError
 from paceline.launch.language.prompts import Prompt, read_prompts
 from paceline.launch.workload import Workload
+from paceline.pipeline.network import CurveSpec
 from paceline.pipeline.tiers import NvmeSpec, TierSpec
-from paceline.pipeline.topology import CurveSpec
 from paceline.runtime.curve import load_curve
 from paceline.runtime.errors import RendezvousError
 from paceline.stages.dit_config import find_weights

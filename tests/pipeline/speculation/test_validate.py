@@ -62,7 +62,7 @@ CASES: dict[str, tuple[Sequence[tuple[str, str]], Sequence[str]]] = {
                 "to: verify, via: zmq, carries: kv}\n  - {from: verify, to: draft",
             )
         ],
-        ["9: edges.0.carries: KV stays where it is in workload language; remove this edge"],
+        ["9: edges.0.carries: has no meaning in workload language; remove it; only workload world takes it"],
     ),
     "a local edge": (
         [("{from: verify, to: verify, via: zmq}", "{from: verify, to: verify}")],
@@ -70,14 +70,11 @@ CASES: dict[str, tuple[Sequence[tuple[str, str]], Sequence[str]]] = {
     ),
     "a deadline": (
         [("workload: language\n", "workload: language\ndeadline_ms: 40\n")],
-        ["3: deadline_ms: has no meaning in workload language; remove it"],
+        ["3: deadline_ms: has no meaning in workload language; remove it; only workloads world and sleep take it"],
     ),
     "a schedule": (
         [("workload: language\n", "workload: language\nschedule: mirrored\n")],
-        [
-            "3: schedule: mirrored has no meaning in workload language; remove it; speculation has no schedule but "
-            "what is ready"
-        ],
+        ["3: schedule: has no meaning in workload language; remove it; only workloads world and sleep take it"],
     ),
     "hedges of n-grams": (
         [("drafter: model", "drafter: ngram")],
