@@ -58,7 +58,8 @@ from paceline.runtime.wire import (
     read_tensors,
     tensor_bytes,
 )
-from paceline.stages.dit import DiTConfig, save_dit
+from paceline.stages.dit.config import DiTConfig
+from paceline.stages.dit.network import save_dit
 from paceline.stages.item import Item, Key
 from paceline.tiers.checksum import crc32c
 from paceline.tiers.errors import StoreError, TierFull

@@ -43,6 +43,8 @@ class Purpose(IntEnum):
     """a token of a pass without drafts"""
     bonus = 9
     """the token behind a fully accepted window"""
+    renoise = 10
+    """the noise that is added to a frame between two denoising steps"""
 
 
 def philox_4x32(counter: Tensor, key: tuple[int, int] | tuple[Tensor, Tensor]) -> Tensor:

@@ -12,9 +12,9 @@ from paceline.pipeline.tiers import TierSpec
 from paceline.pipeline.topology import StageKind, WorldTopology
 from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec
-from paceline.stages.dit import DiT
+from paceline.stages.frame_tiers import frame_layout
 from paceline.stages.frame_trace import FrameRecorder, FrameTrace
-from paceline.tiers.layout import Layout
+from paceline.stages.world_file import WorldHeader
 from paceline.tiers.traces.format import TraceHeader
 from paceline.tiers.traces.writer import TraceWriter
 
@@ -28,15 +28,14 @@ def record_world(topology: WorldTopology, out: Path, frames: int, sessions: int,
     recorder: FrameRecorder | None = None
     files = ExitStack()
 
-    def watch(session: int, context: Context, model: DiT) -> FrameTrace:
+    def watch(session: int, context: Context, header: WorldHeader) -> FrameTrace:
         nonlocal recorder
         if recorder is None:
-            config = model.config
-            layout = Layout(config.layers, config.heads, size, config.head_dim)
+            layout = frame_layout(header, size)
             source = f"paceline trace record, seed {seed}"
             # Positions are frames: a block spans one.
-            header = TraceHeader(f"{topology.name}/{name}", 1, layout.block_nbytes, source)
-            recorder = FrameRecorder(files.enter_context(TraceWriter(out, header)), layout, config.tokens)
+            trace = TraceHeader(f"{topology.name}/{name}", 1, layout.block_nbytes, source)
+            recorder = FrameRecorder(files.enter_context(TraceWriter(out, trace)), layout, header.tokens)
         return FrameTrace(recorder, session, context.sinks, context.lasting)
 
     with files, tempfile.TemporaryDirectory() as folder:

@@ -57,8 +57,9 @@ def interrupted_result(spec: RunSpec, run_dir: Path, why: str) -> RunResult:
     for session in range(spec.sessions):
         frames = _frames(spec.out, FRAMES_FILE, session)
         shown = [time for time in times if time.session == session]
-        # A frame is written before its time is.
-        kept = len(shown) if frames is None else len(frames)
+        # A frame is written before its time is, so one more may be whole. Of a decoder that returns several pictures
+        # for a frame, the times tell how many frames there are.
+        kept = len(shown) if frames is None or len(frames) > len(shown) + 1 else len(frames)
         digest = hashlib.sha256() if frames is None else hashlib.sha256(np.ascontiguousarray(frames).data)
         sessions.append(
             SessionResult(
@@ -68,6 +69,7 @@ def interrupted_result(spec: RunSpec, run_dir: Path, why: str) -> RunResult:
                 sum(time.shown_s > time.due_s for time in shown),
                 [] if frames is None else list(frames.shape[1:]),
                 None if kept == spec.frames else why,
+                kept if frames is None else len(frames),
             )
         )
     wall_s = max(t.shown_s for t in times) - min(t.emitted_s for t in times) if times else 0.0
@@ -75,7 +77,7 @@ def interrupted_result(spec: RunSpec, run_dir: Path, why: str) -> RunResult:
 
 
 def frames_of(out: Path, sessions: list[SessionResult]) -> dict[int, Frames]:
-    """The frames of the sessions that have any, mapped from their files and not read into memory: as many of each as
+    """The pictures of the sessions that have any, mapped from their files and not read into memory: as many of each as
     were shown."""
     return _of_sessions(out, FRAMES_FILE, sessions)
 
@@ -90,7 +92,7 @@ def _of_sessions(out: Path, name: str, sessions: list[SessionResult]) -> dict[in
     for session in sessions:
         frames = _frames(out, name, session.id)
         if frames is not None and session.frames:
-            found[session.id] = frames[: session.frames]
+            found[session.id] = frames[: session.pictures]
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a plan needs to know of the world model, from the header of its weights: no torch, no tensors read."""
+"""What a plan needs to know of the world model, from its header: no torch, no tensors read."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from paceline.launch.errors import ArgumentError
 from paceline.pipeline.topology import Topology
 from paceline.pipeline.unit import ModelShape
-from paceline.stages.dit_config import DiTConfig, check_finite, find_weights
+from paceline.stages.world_file import find_weights, open_world
 
 __all__ = ["ModelFile", "check_weights", "read_model_file"]
-
-_WORLD = ("grid_y", "grid_x", "token_dim", "actions", "headings", "torus")
-"""What a model has to share with the embedded world, whose shape is the default one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +21,26 @@ class ModelFile:
 
 
 def read_model_file(topology: Topology) -> ModelFile:
-    """The model of a topology. Raises `ArgumentError` where there is no such file, or it holds no world model, or one
-    of another world than the embedded one."""
+    """The model of a topology. Raises `ArgumentError` where there is no such file, no registered world model recognises
+    it, or the topology asks for what the model does not have."""
     if topology.workload != "world":
         return ModelFile(ModelShape(1, 0, 0, 0), 0)
     try:
         path = find_weights(topology.model.weights)
-        config, world = DiTConfig.read(path), DiTConfig()
-        for name in _WORLD:
-            found, right = getattr(config, name), getattr(world, name)
-            if found != right:
-                raise ValueError(
-                    f"{path} is of a world whose {name} is {found}, and the embedded one has {right}; train one on it"
-                )
-        return ModelFile(config.shape, path.stat().st_size)
+        header = open_world(path).header()
+        files = path.rglob("*.safetensors") if path.is_dir() else [path]
+        nbytes = sum(file.stat().st_size for file in files)
     except (OSError, ValueError) as error:
         raise ArgumentError(f"model.weights: {error}") from error
+    try:
+        header.step_times(topology.steps)
+    except ValueError as error:
+        raise ArgumentError(f"model.steps: {error}") from error
+    if topology.context.recall and header.view is None:
+        raise ArgumentError(
+            f"context.recall: {path} holds a model whose frames have no pose, so none can be recalled; write 0"
+        )
+    return ModelFile(header.shape, nbytes)
 
 
 def check_weights(topology: Topology) -> None:
@@ -47,6 +48,6 @@ def check_weights(topology: Topology) -> None:
     if topology.workload != "world":
         return
     try:
-        check_finite(find_weights(topology.model.weights))
+        open_world(find_weights(topology.model.weights)).check()
     except (OSError, ValueError) as error:
         raise ArgumentError(f"model.weights: {error}") from error

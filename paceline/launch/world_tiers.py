@@ -7,7 +7,7 @@ from paceline.pipeline.placement import Placement
 from paceline.pipeline.sizes import format_size
 from paceline.pipeline.tiers import TierSpec
 from paceline.pipeline.topology import StageKind, Topology
-from paceline.stages.dit_config import DiTConfig, find_weights
+from paceline.stages.world_file import find_weights, open_world
 
 __all__ = ["check_world_tiers"]
 
@@ -24,7 +24,7 @@ def check_world_tiers(topology: Topology, frames: int, sessions: int) -> None:
     """
     if topology.workload != "world" or not topology.tiers:
         return
-    config = DiTConfig.read(find_weights(topology.model.weights))
+    header = open_world(find_weights(topology.model.weights)).header()
     placement = Placement(topology)
     context = topology.context
     near = min(context.prompt + frames, context.sinks + context.window + 1)
@@ -35,17 +35,17 @@ def check_world_tiers(topology: Topology, frames: int, sessions: int) -> None:
         if group not in topology.tiers or not stages:
             continue
         spec = topology.tiers[group]
-        block = 2 * spec.block_size * config.width * 4
-        hbm = _LEAST * config.layers * block * len(stages)
+        block = header.kv_layer_bytes // header.tokens * spec.block_size
+        hbm = _LEAST * header.layers * block * len(stages)
         if spec.hbm < hbm:
             raise ArgumentError(
                 f"tiers.{group}.hbm: {format_size(spec.hbm)} is too little for {_LEAST} blocks of {format_size(block)} "
-                f"for each of {config.layers} layers and {len(stages)} stages; write {hbm} or more, or a smaller "
+                f"for each of {header.layers} layers and {len(stages)} stages; write {hbm} or more, or a smaller "
                 f"block_size"
             )
-        slabs = -(-config.tokens // spec.block_size)
+        slabs = -(-header.tokens // spec.block_size)
         most = max(sum(name == stage for name, _ in streams) for stage in stages)
-        needed = most * near * config.layers * slabs * block * len(stages)
+        needed = most * near * header.layers * slabs * block * len(stages)
         if spec.bits is None and _room(spec) < needed:
             raise ArgumentError(
                 f"tiers.{group}: {format_size(_room(spec))} in all tiers is too little for {most} sessions that read "

@@ -47,7 +47,7 @@ TIMES_KEPT = 200_000
 JOURNAL_FILE = "journal.jsonl.part"
 """Decisions as they are taken, in the folder for outputs, else in the run's folder."""
 FRAMES_FILE = "session-{}.npy.part"
-"""Frames of a session as they are shown, in the folder for outputs; `.part` goes when the run is over."""
+"""Pictures of a session as they are shown, in the folder for outputs; `.part` goes when the run is over."""
 TRUTH_FILE = "truth-{}.npy.part"
 """The true world's frames under the same actions, in the folder for outputs until pictures are made of them."""
 
@@ -110,9 +110,11 @@ class SessionResult(msgspec.Struct, frozen=True):
     outputs_sha256: str
     late: int
     shape: list[int]
-    """Of one frame, `[H, W, 3]`; empty where none was shown."""
+    """Of one picture, `[H, W, 3]`; empty where none was shown."""
     failed: str | None = None
     """Where and why the session failed: nothing is shown from frame `frames` on. None where it came through."""
+    pictures: int = 0
+    """All pictures of the frames: a world model's decoder may return several for one frame."""
 
 
 class RankReport(msgspec.Struct, frozen=True):

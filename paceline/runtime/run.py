@@ -27,10 +27,10 @@ from paceline.runtime.spec import RunSpec
 from paceline.runtime.worker import SWITCH_INTERVAL_S, Worker
 from paceline.stages.base import Stage
 from paceline.stages.denoise import DenoiseStage
-from paceline.stages.dit import DiT, load_dit
-from paceline.stages.dit_config import find_weights
 from paceline.stages.frame_tiers import frame_tier_manager
 from paceline.stages.relay import DecodeStage, SleepStage
+from paceline.stages.world_file import find_weights, open_world
+from paceline.stages.world_model import AnyWorldModel
 from paceline.tiers.manager import TierManager
 
 __all__ = ["run_rank"]
@@ -71,8 +71,8 @@ def _worker(
     group = placement.group_of_rank(rank)
     torch.set_num_threads(topology.groups[group].threads)
     device = own_device(topology.groups[group].device)
-    model = load_dit(find_weights(topology.model.weights), device) if topology.workload == "world" else None
-    shape = ModelShape(1, 0, 0, 0) if model is None else model.config.shape
+    world = open_world(find_weights(topology.model.weights)) if topology.workload == "world" else None
+    shape = ModelShape(1, 0, 0, 0) if world is None else world.header().shape
     streams = placement.streams(rank, spec.sessions)
     source = topology.stage_of(StageKind.source)
     mine = [session for stage, session in streams if stage == source]
@@ -85,6 +85,7 @@ def _worker(
     )  # fmt: skip
     seeds = {session: session_seed(spec.seed, session) for _, session in streams}
     tiers: dict[str, TierManager] = {}
+    model: AnyWorldModel | None = None
     stages: dict[str, Stage] = {}
     for name in names:
         match topology.stages[name].kind:
@@ -94,8 +95,13 @@ def _worker(
                 stages[name] = SinkStage(sessions, worker.tell)
             case StageKind.sleep:
                 stages[name] = SleepStage(topology.stages[name].ms)
-            case _:
-                stages[name] = _model_stage(spec, rank, device, name, model, seeds, names, tiers)
+            case StageKind.decode if world is not None:
+                stages[name] = DecodeStage(world.decoder(device), name, rank)
+            case StageKind.denoise if world is not None:
+                model = world.load(device) if model is None else model
+                stages[name] = _denoise_stage(spec, rank, device, name, model, seeds, names, tiers)
+            case kind:
+                raise PacelineError(f"stage {name} is of kind {kind}, which workload {topology.workload!r} has none of")
     programs = [program_for(topology, shape, stage, session) for stage, session in streams]
     for program in programs:
         stages[program.stage].open(program.session, program)
@@ -105,29 +111,27 @@ def _worker(
     return worker
 
 
-def _model_stage(
+def _denoise_stage(
     spec: RunSpec,
     rank: int,
     device: str,
     name: str,
-    model: DiT | None,
+    model: AnyWorldModel,
     seeds: dict[int, int],
     names: Sequence[str],
     tiers: dict[str, TierManager],
 ) -> Stage:
-    """A stage that computes with the model. Its tiers are added to `tiers`: a rank's budgets are shared out among its
+    """A stage that denoises. Its tiers are added to `tiers`: a rank's budgets are shared out among its
     stages, as each may have a thread of its own."""
     topology = spec.topology
-    if model is None or topology.workload != "world":
-        raise PacelineError(f"stage {name} needs a model, and workload {topology.workload!r} has none")
-    if topology.stages[name].kind is StageKind.decode:
-        return DecodeStage(model.config.grid_y, name, rank)
+    if topology.workload != "world":
+        raise PacelineError(f"stage {name} denoises, and workload {topology.workload!r} has no model")
     group = topology.stages[name].group
     if group in topology.tiers:
         kinds = [topology.stages[stage].kind for stage in names]
         tiers[name] = frame_tier_manager(
             topology.tiers[group],
-            model.config,
+            model.header,
             kinds.count(StageKind.denoise),
             topology.context.recall,
             device,

@@ -24,23 +24,21 @@ from paceline.runtime.result import Decision, RankReport, RunResult
 from paceline.runtime.session import Session, span_of
 from paceline.runtime.spec import RunSpec
 from paceline.runtime.timeline import Timeline
-from paceline.stages.denoise import condition_of, pass_times
-from paceline.stages.dit import DiT, load_dit
-from paceline.stages.dit_config import find_weights
+from paceline.stages.denoise import pass_times
 from paceline.stages.failed import failure_text
 from paceline.stages.finite import NotFinite, is_finite
 from paceline.stages.frame_cache import FrameCache
 from paceline.stages.frame_trace import FrameTrace
 from paceline.stages.item import Meta
-from paceline.stages.noise import StartNoise
-from paceline.stages.passes import ConditionTable, Pass, run_layers
-from paceline.stages.patches import decode
+from paceline.stages.passes import Pass, run_layers
 from paceline.stages.relay import spend
+from paceline.stages.world_file import WorldHeader, find_weights, open_world
+from paceline.stages.world_model import AnyWorldModel, FrameDecoder
 
 __all__ = ["run_serial"]
 
 Progress = Callable[[int], None]
-Watch = Callable[[int, Context, DiT], FrameTrace]
+Watch = Callable[[int, Context, WorldHeader], FrameTrace]
 
 
 class _Recorder:
@@ -69,20 +67,28 @@ def _wait_until(when_s: float | None) -> None:
 
 @torch.inference_mode()
 def _world_session(
-    spec: RunSpec, session: Session, model: DiT, recorder: _Recorder, progress: Progress, watch: Watch | None
+    spec: RunSpec,
+    session: Session,
+    model: AnyWorldModel,
+    decoder: FrameDecoder,
+    recorder: _Recorder,
+    progress: Progress,
+    watch: Watch | None,
 ) -> dict[int, str]:
     topology = spec.topology
     mode, steps = topology.context.mode, topology.steps
     prompt = topology.context.prompt
     end = prompt + spec.frames
-    context = Context.of(topology.context, steps, prompt, end, model.config.view)
-    watcher = None if watch is None else watch(session.id, context, model)
-    cache, table = FrameCache(model, prompt if spec.kv_hash else None, watcher), ConditionTable(model)
+    header = model.header
+    times = header.step_times(steps)
+    context = Context.of(topology.context, steps, prompt, end, header.view)
+    watcher = None if watch is None else watch(session.id, context, header)
+    cache = FrameCache(model, prompt if spec.kv_hash else None, watcher)
     latents: dict[int, torch.Tensor] = {}
     metas: dict[int, Meta] = {}
-    config = model.config
-    noise = StartNoise(config, session.seed, model.place.device)
-    decoder = next((name for name, stage in topology.stages.items() if stage.kind is StageKind.decode), "decode")
+    world = model.open(session.seed)
+    decoder.open(session.id)
+    decode = next((name for name, stage in topology.stages.items() if stage.kind is StageKind.decode), "decode")
 
     # One diagonal after another, oldest frame first; in mode `clean` a diagonal is a single pass.
     stride = steps + 1 if mode is ContextMode.clean else 1
@@ -91,21 +97,23 @@ def _world_session(
         _wait_until(session.pacer.emit_at(frame - prompt) if frame >= prompt else None)
         tensors, metas[frame] = session.emit(frame)
         context.begin(frame, int(metas[frame].get("first_step", 0)))
-        condition = condition_of(metas[frame])
+        condition = model.condition(metas[frame])
         cache.place(frame, condition)
-        for other in context.see(frame, (condition.pose_y, condition.pose_x)):
-            for level in context.recallable:
-                cache.keep(other, level, (frame - 1) * stride + steps)
-        latents[frame] = tensors[0].to(model.place.device) if tensors else noise.at(frame, condition)
+        if context.recall:
+            for other in context.see(frame, model.pose(condition)):
+                for level in context.recallable:
+                    cache.keep(other, level, (frame - 1) * stride + steps)
+        latents[frame] = tensors[0].to(model.device) if tensors else world.start_noise(frame, condition)
 
     def run(frame: int, step: int) -> None:
         started = now()
         first = context.first_step(frame)
-        t, r = pass_times(steps, step, first)
+        t, r = pass_times(times, step, first)
         row, reads = Row(frame, step), context.reads(frame, step)
         clean = step == steps
-        p = Pass.start(model, table, cache, row, reads, latents[frame], t, r, condition_of(metas[frame]), clean)
-        run_layers(model, [p], 0, config.layers)
+        condition = model.condition(metas[frame])
+        p = Pass.start(model, world, cache, row, reads, latents[frame], t, r, condition, clean)
+        run_layers(model, [p], 0, header.layers)
         if not clean:
             latents[frame] = p.step_to()
         if frame >= topology.context.sinks and step not in context.recallable:
@@ -113,11 +121,11 @@ def _world_session(
         recorder.add(None, session.id, "prefill" if frame < prompt else "layers", frame, step, started)
         if step == steps - 1:
             started = now()
-            picture = decode(latents[frame], config.grid_y)
-            recorder.add(decoder, session.id, "decode", frame, -1, started)
+            pictures = decoder.decode(session.id, frame - prompt, latents[frame])
+            recorder.add(decode, session.id, "decode", frame, -1, started)
             if not is_finite(latents[frame]):
-                session.fail(failure_text(decoder, None, frame, prompt, NotFinite("the frame holds")))
-            session.show(frame, picture.cpu())
+                session.fail(failure_text(decode, None, frame, prompt, NotFinite("the frame holds")))
+            session.show(frame, pictures)
             progress(1)
 
     for frame in range(prompt):
@@ -141,6 +149,7 @@ def _world_session(
         metas.pop(oldest, None)
     digests = cache.digests()
     cache.close()
+    decoder.close(session.id)
     return digests
 
 
@@ -199,17 +208,21 @@ def run_serial(
     threads = serial_threads(topology)
     torch.set_num_threads(threads)
     device = serial_device(topology)
-    model = load_dit(find_weights(topology.model.weights), device) if topology.workload == "world" else None
+    model: AnyWorldModel | None = None
+    decoder: FrameDecoder | None = None
+    if topology.workload == "world":
+        world = open_world(find_weights(topology.model.weights))
+        model, decoder = world.load(device), world.decoder(device)
     journal = Journal.of_run(spec, run_dir)
     sessions = [Session(spec, index, run_dir, decisions, journal.add) for index in range(spec.sessions)]
     recorder = _Recorder(spec, run_dir)
     digests: dict[str, str] = {}
     started = now()
     for session in sessions:
-        if model is None:
+        if model is None or decoder is None:
             _sleep_session(spec, session, recorder, tell)
         else:
-            levels = _world_session(spec, session, model, recorder, tell, watch)
+            levels = _world_session(spec, session, model, decoder, recorder, tell, watch)
             digests |= {f"{session.id}/{level}": value for level, value in levels.items()}
         session.close()
     wall = now() - started

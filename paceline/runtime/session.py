@@ -19,8 +19,9 @@ from paceline.runtime.frame_file import FrameFile
 from paceline.runtime.result import FRAMES_FILE, TIMES_FILE, TIMES_KEPT, TRUTH_FILE, Decision, FrameTime, SessionResult
 from paceline.runtime.spec import RunSpec
 from paceline.runtime.spool import Spool
-from paceline.stages.feed import Feed, PayloadFeed, WorldFeed
+from paceline.stages.feed import Feed, PayloadFeed
 from paceline.stages.item import Meta
+from paceline.stages.world_file import find_weights, open_world
 
 __all__ = ["Session", "span_of"]
 
@@ -45,7 +46,6 @@ class Session:
         topology = spec.topology
         self.id = session
         self.seed = session_seed(spec.seed, session)
-        world = topology.workload == "world"
         self.prompt = topology.prompt_frames
         self.frames = spec.frames
         self._shape: tuple[int, ...] = ()
@@ -54,16 +54,19 @@ class Session:
         self.started_s = math.inf
         self.ended_s = -math.inf
         self.shown = 0
+        self.pictures = 0
         self.late = 0
         self.failed: str | None = None
         self.unsaved: list[str] = []
         self._journal = journal
         self._times = Spool(run_dir / TIMES_FILE.format(session), TIMES_KEPT)
         self._files: dict[str, FrameFile | None] = {}
-        self._out = spec.out if world else None
+        self._makes_pictures = topology.workload == "world"
+        self._out = spec.out if self._makes_pictures else None
         self.feed: Feed
-        if world:
-            self.feed = WorldFeed(self.seed, self.prompt, on_truth=self._write_truth if self._out else None)
+        if topology.workload == "world":
+            world = open_world(find_weights(topology.model.weights))
+            self.feed = world.feed(self.seed, self.prompt, on_truth=self._write_truth if self._out else None)
         else:
             self.feed = PayloadFeed(self.seed, topology.item_bytes)
         replayed = None
@@ -91,8 +94,9 @@ class Session:
                 self._journal(Decision(self.id, index, LatePolicy.fewer_steps.value, first))
         return tensors, meta
 
-    def show(self, position: int, frame: Tensor) -> None:
-        """Commit one finished frame; frames come in order. Of a session that failed nothing more is shown."""
+    def show(self, position: int, content: Tensor) -> None:
+        """Commit one finished frame: pictures `[K, H, W, 3]` of a world, bytes of another workload. Frames come in
+        order. Of a session that failed nothing more is shown."""
         if self.failed is not None:
             return
         index = position - self.prompt
@@ -100,12 +104,14 @@ class Session:
             raise ValueError(f"session {self.id}: frame {index} reached the sink, {self.shown} was next")
         shown_s = now()
         self.shown += 1
-        array = frame.numpy() if frame.dtype == torch.uint8 else frame.view(torch.uint8).numpy()
-        data = array.tobytes()
-        self._digest.update(data)
-        self._shape = array.shape
+        array = content.numpy() if content.dtype == torch.uint8 else content.view(torch.uint8).numpy()
+        self._digest.update(array.tobytes())
+        pictures = array if self._makes_pictures else array[None]
+        self._shape = pictures.shape[1:]
+        self.pictures += len(pictures)
         if self._out is not None:
-            self._save(FRAMES_FILE, array)
+            for picture in pictures:
+                self._save(FRAMES_FILE, picture)
         shown = self.pacer.show(index, shown_s)
         self.late += shown.late_s > 0
         if shown.repeats:
@@ -122,7 +128,9 @@ class Session:
 
     def result(self) -> SessionResult:
         """What came out."""
-        return SessionResult(self.id, self.shown, self._digest.hexdigest(), self.late, list(self._shape), self.failed)
+        return SessionResult(
+            self.id, self.shown, self._digest.hexdigest(), self.late, list(self._shape), self.failed, self.pictures
+        )
 
     def close(self) -> None:
         """Close the files."""

@@ -4,45 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from paceline.kernels.philox import Purpose, normal
 from paceline.pipeline.context import Context, slot_of
 from paceline.pipeline.program import Give, Program, Row, Unit, UnitKind
-from paceline.pipeline.times import step_times
 from paceline.pipeline.topology import ContextMode, FrameTopology
-from paceline.stages.dit import DiT, FrameCondition
 from paceline.stages.failed import failure_in, failure_text, with_failure
 from paceline.stages.frame_cache import FrameCache
 from paceline.stages.frame_sharing import SharedFrames
 from paceline.stages.frame_tiers import FrameTiers
 from paceline.stages.item import Item, Key, Meta
-from paceline.stages.noise import StartNoise
-from paceline.stages.passes import ConditionTable, Pass, run_layers
+from paceline.stages.passes import Pass, run_layers
+from paceline.stages.world_model import AnyWorldModel, AnyWorldSession
 from paceline.tiers.manager import TierManager
 
-__all__ = ["DenoiseStage", "condition_of", "pass_times"]
+__all__ = ["DenoiseStage", "pass_times"]
 
 
-def condition_of(meta: Meta) -> FrameCondition:
-    """The frame condition that travels with a latent."""
-    return FrameCondition(int(meta["action"]), int(meta["heading"]), int(meta["pose_y"]), int(meta["pose_x"]))
-
-
-def pass_times(steps: int, step: int, first_step: int) -> tuple[float, float]:
-    """Flow times (t, r) of a pass. A frame that skips steps takes one longer step from noise instead; the clean pass
-    runs at (0, 0)."""
-    if step == steps:
-        return 0.0, 0.0
-    times = step_times(steps)
-    return (1.0 if step == first_step else times[step]), times[step + 1]
+def pass_times(times: Sequence[float], step: int, first_step: int) -> tuple[float, float]:
+    """Times (t, r) of a pass, of the step times `(t_0, ..., t_S)`. A frame that skips steps takes one longer step from
+    noise instead; the clean pass runs at (t_S, t_S)."""
+    if step == len(times) - 1:
+        return times[-1], times[-1]
+    return times[0 if step == first_step else step], times[step + 1]
 
 
 @dataclass(slots=True, eq=False)
 class _Session:
-    noise: StartNoise
+    world: AnyWorldSession
     context: Context
     cache: FrameCache
     latents: dict[int, Tensor] = field(default_factory=dict)
@@ -61,7 +53,7 @@ class DenoiseStage:
 
     def __init__(
         self,
-        model: DiT,
+        model: AnyWorldModel,
         topology: FrameTopology,
         stage: str,
         seed_of: dict[int, int],
@@ -77,13 +69,14 @@ class DenoiseStage:
         self._rank = rank
         self.tiers = tiers
         self._shared = None if tiers is None else SharedFrames(tiers)
-        self._table = ConditionTable(model)
+        self._times = model.header.step_times(topology.steps)
+        self._layers = model.header.layers
         self._sessions: dict[int, _Session] = {}
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.model.place.device
+        return self.model.device
 
     @property
     def sessions(self) -> list[int]:
@@ -94,11 +87,11 @@ class DenoiseStage:
         """Make ready for a session."""
         context, tiers = program.context, None
         if self.tiers is not None:
-            tokens, shared = self.model.config.tokens, self._shared
+            tokens, shared = self.model.header.tokens, self._shared
             tiers = FrameTiers(self.tiers, tokens, context.sinks, context.lasting, session, context.prompt, shared)
         cache = FrameCache(self.model, program.prompt if self._kv_hash else None, tiers)
-        noise = StartNoise(self.model.config, self._seed_of[session], self.device)
-        self._sessions[session] = _Session(noise, context, cache)
+        world = self.model.open(self._seed_of[session])
+        self._sessions[session] = _Session(world, context, cache)
 
     def close(self, session: int) -> None:
         """Free the session's state."""
@@ -116,12 +109,12 @@ class DenoiseStage:
     def warm(self) -> None:
         """One pass on noise with an empty context."""
         cache = FrameCache(self.model)
-        condition = FrameCondition(0, 0, 0, 0)
+        condition = self.model.dummy_condition()
         cache.place(0, condition)
-        config = self.model.config
-        x = normal(0, 0, Purpose.noise, (config.tokens, config.token_dim), self.device)
-        p = Pass.start(self.model, self._table, cache, Row(0, 0), (), x, 1.0, 0.0, condition)
-        run_layers(self.model, [p], 0, config.layers)
+        session = self.model.open(0)
+        x, (t, r) = session.start_noise(0, condition), self._times[:2]
+        p = Pass.start(self.model, session, cache, Row(0, 0), (), x, t, r, condition)
+        run_layers(self.model, [p], 0, self._layers)
 
     @torch.inference_mode()
     def run(self, units: Sequence[Unit], taken: Sequence[Sequence[Item]]) -> list[list[Item]]:
@@ -133,11 +126,11 @@ class DenoiseStage:
             for unit in units:
                 self._prefill(unit)
         elif units[0].kind is UnitKind.layers:
-            self._layers(units)
+            self._run_layers(units)
         for unit in units:
             self._check(unit)
         given = [[self._item(unit, give) for give in unit.gives] for unit in units]
-        ends_pass = bool(units[0].rows) and units[0].layers[1] == self.model.config.layers
+        ends_pass = bool(units[0].rows) and units[0].layers[1] == self._layers
         for unit in units:
             if ends_pass:
                 self._sessions[unit.session].passed = True
@@ -163,23 +156,24 @@ class DenoiseStage:
             frame = item.key.position
             state.metas[frame] = item.meta
             state.context.begin(frame, int(item.meta.get("first_step", 0)))
-            condition = condition_of(item.meta)
+            condition = self.model.condition(item.meta)
             state.cache.place(frame, condition)
             self._see(state, frame, condition)
             if item.tensors:
                 state.latents[frame] = item.tensors[0].to(self.device)
 
-    def _see(self, state: _Session, frame: int, condition: FrameCondition) -> None:
+    def _see(self, state: _Session, frame: int, condition: Any) -> None:
         """What a frame recalls is known before its latent is computed on."""
         context = state.context
-        for other in context.see(frame, (condition.pose_y, condition.pose_x)):
-            for level in context.recallable:
-                state.cache.keep(other, level, max(self._slot(frame - 1, step) for step in self.steps))
+        if context.recall:
+            for other in context.see(frame, self.model.pose(condition)):
+                for level in context.recallable:
+                    state.cache.keep(other, level, max(self._slot(frame - 1, step) for step in self.steps))
         if context.first_step(frame) <= self.steps[-1]:  # else no pass of it is here, and nothing is read for it
             state.cache.prefetch(context.recalled(frame))
 
     def _take_kv(self, state: _Session, item: Item) -> None:
-        level, first = divmod(item.key.part, self.model.config.layers)
+        level, first = divmod(item.key.part, self._layers)
         frame = item.key.position
         if first == 0:
             self._keep(state, frame, level)
@@ -215,16 +209,15 @@ class DenoiseStage:
     def _start(self, state: _Session, row: Row) -> Pass:
         frame, steps = row.frame, self.topology.steps
         first = state.context.first_step(frame)
-        t, r = pass_times(steps, row.step, first)
+        t, r = pass_times(self._times, row.step, first)
+        condition = self.model.condition(state.metas[frame])
         if frame >= state.context.prompt and row.step == first:
-            state.latents[frame] = state.noise.at(frame, condition_of(state.metas[frame]))
+            state.latents[frame] = state.world.start_noise(frame, condition)
         self._keep(state, frame, row.step)
-        reads = state.context.reads(frame, row.step)
-        condition = condition_of(state.metas[frame])
-        x = state.latents[frame]
-        return Pass.start(self.model, self._table, state.cache, row, reads, x, t, r, condition, row.step == steps)
+        reads, x = state.context.reads(frame, row.step), state.latents[frame]
+        return Pass.start(self.model, state.world, state.cache, row, reads, x, t, r, condition, row.step == steps)
 
-    def _layers(self, units: Sequence[Unit]) -> None:
+    def _run_layers(self, units: Sequence[Unit]) -> None:
         start, stop = units[0].layers
         passes: list[Pass] = []
         for unit in units:
@@ -234,14 +227,14 @@ class DenoiseStage:
                     state.running[row] = self._start(state, row)
                 passes.append(state.running[row])
         run_layers(self.model, passes, start, stop)
-        if stop == self.model.config.layers:
+        if stop == self._layers:
             for unit in units:
                 self._finish(self._sessions[unit.session], unit.rows)
 
     def _prefill(self, unit: Unit) -> None:
         state = self._sessions[unit.session]
         p = self._start(state, unit.rows[0])
-        run_layers(self.model, [p], 0, self.model.config.layers)
+        run_layers(self.model, [p], 0, self._layers)
 
     def _finish(self, state: _Session, rows: tuple[Row, ...]) -> None:
         for row in rows:
@@ -251,7 +244,7 @@ class DenoiseStage:
 
     def _ends_slot(self, unit: Unit) -> bool:
         """Whether the pass that ends here is the last of its slot: of the stage's steps the first comes last."""
-        at_end = unit.kind is UnitKind.layers and unit.layers[1] == self.model.config.layers
+        at_end = unit.kind is UnitKind.layers and unit.layers[1] == self._layers
         return at_end and unit.rows[-1].step == self.steps[0]
 
     def _advance(self, unit: Unit, slot: int) -> None:
@@ -287,7 +280,7 @@ class DenoiseStage:
         key = Key(give.edge, unit.session, give.position, give.part)
         edge = self.topology.edges[give.edge]
         if edge.carries == "kv":
-            level = give.part // self.model.config.layers
+            level = give.part // self._layers
             kv = [state.cache.get(give.position, level, layer) for layer in range(*give.layers)]
             k_HND = kv[0][0]
             stacked = torch.stack([tensor for pair in kv for tensor in pair])

@@ -1,20 +1,16 @@
-"""Where a session's inputs come from: prompt frames, then one action a frame."""
+"""Where a session's inputs come from. A world model brings a feed of its own (`WorldFile.feed`)."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from paceline.stages.dit import FrameCondition
 from paceline.stages.item import Meta
-from paceline.stages.patches import patchify
 
-__all__ = ["Feed", "PayloadFeed", "WorldFeed"]
+__all__ = ["Feed", "PayloadFeed"]
 
 
 class Feed(Protocol):
@@ -22,35 +18,6 @@ class Feed(Protocol):
 
     def next(self, position: int) -> tuple[tuple[Tensor, ...], Meta]:
         """Tensors and metadata of the item at `position`; each position is asked for once, in order."""
-
-
-class WorldFeed:
-    """The embedded world, walked by its own seeded policy. Prompt frames are tokens; later items are conditions."""
-
-    def __init__(self, seed: int, prompt: int, on_truth: Callable[[np.ndarray], None] | None = None) -> None:
-        """`on_truth` is handed the true frame behind every condition."""
-        from zoo.world.environment import GlyphWorld
-
-        self._world = GlyphWorld(seed)
-        self._prompt = prompt
-        self._on_truth = on_truth
-
-    def next(self, position: int) -> tuple[tuple[Tensor, ...], Meta]:
-        """See `Feed.next`."""
-        if position:
-            self._world.advance(self._world.policy_action())
-        condition: FrameCondition = self._world.condition()
-        meta: Meta = {
-            "action": condition.action,
-            "heading": condition.heading,
-            "pose_y": condition.pose_y,
-            "pose_x": condition.pose_x,
-        }
-        if position < self._prompt:
-            return (patchify(torch.from_numpy(self._world.frame())),), meta
-        if self._on_truth is not None:
-            self._on_truth(self._world.frame())
-        return (), meta
 
 
 class PayloadFeed:

@@ -6,15 +6,15 @@ import hashlib
 import heapq
 from collections.abc import Sequence, Sized
 from itertools import groupby
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from paceline.pipeline.context import Read
-from paceline.stages.dit import DiT, FrameCondition
 from paceline.stages.frame_tiers import FrameTiers
 from paceline.stages.frame_trace import FrameTrace
+from paceline.stages.world_model import AnyWorldModel
 from paceline.tiers.errors import TierError
 
 __all__ = ["FrameCache"]
@@ -38,7 +38,9 @@ class FrameCache:
     size does not grow with the session; with it, up to a frame for every pose is kept, and `tiers` are where those lie.
     """
 
-    def __init__(self, model: DiT, hash_from: int | None = None, tiers: FrameTiers | FrameTrace | None = None) -> None:
+    def __init__(
+        self, model: AnyWorldModel, hash_from: int | None = None, tiers: FrameTiers | FrameTrace | None = None
+    ) -> None:
         """`hash_from`: the first frame whose KV is hashed, or None for no hashing."""
         self._model = model
         self._tiers = tiers
@@ -49,22 +51,22 @@ class FrameCache:
         """By frame and level: the last slot in which it is read; kept without end where it has none"""
         self._ends: list[tuple[int, int, int]] = []
         """Slot, frame and level of all that ends, as a heap; an entry that `_until` contradicts is void"""
-        self._pose: dict[int, tuple[int, int]] = {}
-        self._space: dict[int, Tensor] = {}
-        self._most_poses = 64
+        self._conditions: dict[int, Any] = {}
+        """By frame, in the model's own type"""
+        self._rotations: dict[int, Tensor] = {}
+        self._most_conditions = 64
         self._hash_from = hash_from
         self._digests: dict[int, Digest] = {}
 
-    def place(self, frame: int, condition: FrameCondition) -> None:
-        """Note where a frame looks, before any KV of it is put or read."""
-        self._pose[frame] = condition.pose_y, condition.pose_x
+    def place(self, frame: int, condition: Any) -> None:
+        """Note the condition of a frame, before any KV of it is put or read."""
+        self._conditions[frame] = condition
 
-    def space(self, frame: int) -> Tensor:
-        """Spatial rotation of a frame's tokens, complex `[N, P_y + P_x]`."""
-        found = self._space.get(frame)
+    def rotation(self, frame: int) -> Tensor:
+        """The model's `frame_rotation` of a frame."""
+        found = self._rotations.get(frame)
         if found is None:
-            pose_y, pose_x = torch.tensor(self._pose[frame], device=self._model.place.device).unbind()
-            found = self._space[frame] = self._model.space_rotation(pose_y, pose_x)
+            found = self._rotations[frame] = self._model.frame_rotation(self._conditions[frame])
         return found
 
     def put(self, frame: int, level: int, layer: int, k_HND: Tensor, v_HND: Tensor, own: bool = True) -> None:
@@ -126,20 +128,20 @@ class FrameCache:
             if self._until.get((entry[0], entry[1])) == until:
                 self._drop(entry[0], entry[1])
         # A recalled frame's rotation is looked up anew: it is small work, and the table need not grow.
-        for frame in [f for f in self._space if sinks <= f < oldest]:
-            del self._space[frame]
-        if len(self._pose) > self._most_poses:
+        for frame in [f for f in self._rotations if sinks <= f < oldest]:
+            del self._rotations[frame]
+        if len(self._conditions) > self._most_conditions:
             held = {frame for frame, _ in self._layers}
-            for frame in [f for f in self._pose if sinks <= f < oldest and f not in held]:
-                del self._pose[frame]
-            self._most_poses = 2 * len(self._pose) + 64
+            for frame in [f for f in self._conditions if sinks <= f < oldest and f not in held]:
+                del self._conditions[frame]
+            self._most_conditions = 2 * len(self._conditions) + 64
 
     @property
     def counts(self) -> dict[str, int]:
         """How many entries each table has."""
         tables: dict[str, Sized] = {
-            "kv": self._kv, "layers": self._layers, "until": self._until, "ends": self._ends, "pose": self._pose,
-            "space": self._space,
+            "kv": self._kv, "layers": self._layers, "until": self._until, "ends": self._ends,
+            "conditions": self._conditions, "rotations": self._rotations,
         }  # fmt: skip
         return {name: len(table) for name, table in tables.items()}
 

@@ -21,37 +21,42 @@ from torch import Tensor
 
 from paceline.pipeline.context import Read
 from paceline.pipeline.tiers import TierSpec
-from paceline.stages.dit_config import DiTConfig
 from paceline.stages.frame_sharing import SharedFrames
 from paceline.stages.slab_masses import slab_masses
 from paceline.stages.tier_spec import budget_of, settings_of
+from paceline.stages.world_file import WorldHeader
 from paceline.tiers.errors import BlockLost, TierError, TierFull
 from paceline.tiers.layout import Layout
 from paceline.tiers.manager import TierManager
 
-__all__ = ["FrameTiers", "frame_tier_manager"]
+__all__ = ["FrameTiers", "frame_layout", "frame_tier_manager"]
 
 
 def frame_tier_manager(
-    spec: TierSpec, config: DiTConfig, share: int, recall: int, device: str, weights: str, stage: str, rank: int
+    spec: TierSpec, header: WorldHeader, share: int, recall: int, device: str, weights: str, stage: str, rank: int
 ) -> TierManager:
     """The tiers of one denoise stage, which has the `share`-th part of the budgets of its rank.
 
     `recall` is the number of frames that a frame recalls. Raises what `TierManager` raises.
     """
-    layout = Layout(config.layers, config.heads, spec.block_size, config.head_dim)
+    layout = frame_layout(header, spec.block_size)
     budget = budget_of(spec, share)
     # Room for the frame that is being written and for those that the next one recalls, before they are waited for.
-    frame = config.layers * layout.blocks(config.tokens)
+    frame = header.layers * layout.blocks(header.tokens)
     spare = min(frame * (1 + recall) / budget.slots(layout).hbm, 0.25)
-    known = {"columns": columns_of(config, spec.block_size)}
+    known = {"columns": columns_of(header, spec.block_size)}
     settings = replace(settings_of(spec, layout), spare=spare, known=known)
     return TierManager(layout, budget, settings, device, f"{weights}:{stage}", rank)
 
 
-def columns_of(config: DiTConfig, block_size: int) -> int:
+def frame_layout(header: WorldHeader, block_size: int) -> Layout:
+    """Blocks of so many tokens of a frame."""
+    return Layout(header.layers, header.heads, block_size, header.head_dim, getattr(torch, header.kv_dtype))
+
+
+def columns_of(header: WorldHeader, block_size: int) -> int:
     """Slabs in a row of the picture; 1 where a slab is a row or more."""
-    return max(1, config.grid_x // block_size)
+    return max(1, header.columns // block_size)
 
 
 class FrameTiers:

@@ -11,7 +11,7 @@ from paceline.pipeline.program import Program, Unit
 from paceline.stages.failed import failure_in, failure_text, with_failure
 from paceline.stages.finite import NotFinite, is_finite
 from paceline.stages.item import Item, Key
-from paceline.stages.patches import decode
+from paceline.stages.world_model import FrameDecoder
 
 __all__ = ["DecodeStage", "SleepStage", "spend"]
 
@@ -30,38 +30,40 @@ def spend(ms: float, since_s: float) -> None:
 
 
 class DecodeStage:
-    """Latents to 8-bit frames. The model works in pixels, so this is patch decoding: causal, and without state.
+    """Latents to pictures, by the model's decoder.
 
     A latent that is not finite is no frame: it gets the mark of a failed session (see `failed.py`).
     """
 
-    def __init__(self, grid_y: int, stage: str = "decode", rank: int | None = None) -> None:
+    def __init__(self, decoder: FrameDecoder, stage: str = "decode", rank: int | None = None) -> None:
         """`stage` and `rank` are what messages call this place."""
-        self.grid_y = grid_y
+        self._decoder = decoder
         self._stage, self._rank = stage, rank
         self._prompt = 0
 
     def open(self, session: int, program: Program) -> None:
-        """Sessions have prompts of one length."""
+        """Make ready for a session. Sessions have prompts of one length."""
         self._prompt = program.prompt
+        self._decoder.open(session)
 
     def close(self, session: int) -> None:
-        """Nothing to free."""
+        """Free the session's state."""
+        self._decoder.close(session)
 
     def warm(self) -> None:
         """Nothing to warm."""
 
     @torch.inference_mode()
     def run(self, units: Sequence[Unit], taken: Sequence[Sequence[Item]]) -> list[list[Item]]:
-        """See `Stage.run`."""
+        """See `Stage.run`. An item given has the pictures of a frame, `[K, H, W, 3]`."""
         out = []
         for unit, (item,) in zip(units, taken, strict=True):
             latent, meta = item.tensors[0], item.meta
             if failure_in(meta) is None and not is_finite(latent):
                 why = failure_text(self._stage, self._rank, unit.frame, self._prompt, NotFinite("the frame holds"))
                 meta = with_failure(meta, why)
-            frame = decode(latent, self.grid_y).cpu()
-            out.append([Item(Key(g.edge, unit.session, g.position, g.part), (frame,), meta) for g in unit.gives])
+            pictures = self._decoder.decode(unit.session, unit.frame - self._prompt, latent)
+            out.append([Item(Key(g.edge, unit.session, g.position, g.part), (pictures,), meta) for g in unit.gives])
         return out
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from paceline.stages.dit import DiTConfig, save_dit
+from paceline.stages.dit.config import DiTConfig
+from paceline.stages.dit.network import save_dit
 from tests.stages.conftest import random_model
 
 CONFIG = DiTConfig(width=64, layers=2, heads=2)

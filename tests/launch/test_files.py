@@ -11,7 +11,8 @@ import torch
 import zmq.auth
 from safetensors.torch import load_file, save_file
 
-from paceline.stages.dit import DiTConfig, save_dit
+from paceline.stages.dit.config import DiTConfig
+from paceline.stages.dit.network import save_dit
 from tests.harness import ROOT
 from tests.launch.test_cli import invoke
 from tests.stages.conftest import random_model

@@ -17,7 +17,8 @@ from paceline.pipeline.topology import ContextMode, SleepTopology, WorldTopology
 from paceline.runtime.result import Decision
 from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec
-from paceline.stages.dit import DiTConfig, save_dit
+from paceline.stages.dit.config import DiTConfig
+from paceline.stages.dit.network import save_dit
 from tests.stages.conftest import random_model
 
 

@@ -13,8 +13,8 @@ from paceline.pipeline.context import Context, Read
 from paceline.pipeline.load import load_topology
 from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec
-from paceline.stages.dit import DiT
 from paceline.stages.frame_trace import FrameRecorder, FrameTrace
+from paceline.stages.world_file import WorldHeader
 from paceline.tiers.layout import Layout
 from paceline.tiers.traces.format import TraceHeader
 from paceline.tiers.traces.trace import read_trace
@@ -65,11 +65,11 @@ def test_frames_are_those_of_a_run_that_nobody_watches(tmp_path: Path) -> None:
     recorders: list[FrameRecorder] = []
     writers: list[TraceWriter] = []
 
-    def watch(session: int, context: Context, model: DiT) -> FrameTrace:
-        layout = Layout(model.config.layers, model.config.heads, 16, model.config.head_dim)
+    def watch(session: int, context: Context, header: WorldHeader) -> FrameTrace:
+        layout = Layout(header.layers, header.heads, 16, header.head_dim)
         writer = TraceWriter(tmp_path / "t", TraceHeader("t", 1, layout.block_nbytes, "test"))
         writers.append(writer)
-        recorders.append(FrameRecorder(writer, layout, model.config.tokens))
+        recorders.append(FrameRecorder(writer, layout, header.tokens))
         return FrameTrace(recorders[-1], session, context.sinks, context.lasting)
 
     watched = run_serial(RunSpec(topology, 8, 1, 3, serial=True, kv_hash=True), tmp_path, watch=watch)

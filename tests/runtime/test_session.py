@@ -33,7 +33,7 @@ def session(tmp_path: Path) -> Iterator[Session]:
 
 def sink(session: Session, frame: int, meta: Meta) -> None:
     """A frame reaches the sink."""
-    pixels = torch.full((32, 32, 3), frame, dtype=torch.uint8)
+    pixels = torch.full((1, 32, 32, 3), frame, dtype=torch.uint8)
     unit = Unit("sink", 0, UnitKind.show, 0, PROMPT + frame)
     SinkStage({0: session}, lambda: None).run([unit], [[Item(Key(0, 0, PROMPT + frame), (pixels,), meta)]])
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from paceline.stages.dit import DiT, DiTConfig, save_dit
+from paceline.stages.dit.config import DiTConfig
+from paceline.stages.dit.model import DiTModel
+from paceline.stages.dit.network import DiT, save_dit
 
 
 def random_model(config: DiTConfig, seed: int = 0) -> DiT:
@@ -20,15 +22,15 @@ def random_model(config: DiTConfig, seed: int = 0) -> DiT:
 
 
 @pytest.fixture(scope="session")
-def model() -> DiT:
+def model() -> DiTModel:
     """Three layers of width 64, on the embedded world's grid."""
     torch.set_num_threads(1)
-    return random_model(DiTConfig(width=64, layers=3, heads=2))
+    return DiTModel(random_model(DiTConfig(width=64, layers=3, heads=2)))
 
 
 @pytest.fixture(scope="session")
-def weights(model: DiT, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(model: DiTModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model as a file."""
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    save_dit(model, path)
+    save_dit(model.network, path)
     return path

@@ -21,7 +21,8 @@ from paceline.runtime.session import Session
 from paceline.runtime.source_sink import SinkStage, SourceStage
 from paceline.runtime.spec import RunSpec
 from paceline.stages.denoise import DenoiseStage
-from paceline.stages.dit import DiT
+from paceline.stages.dit.decoder import PatchDecoder
+from paceline.stages.dit.model import DiTModel
 from paceline.stages.ending import run_end
 from paceline.stages.item import Item, Meta
 from paceline.stages.relay import DecodeStage
@@ -40,7 +41,7 @@ class Lockstep:
     def __init__(
         self,
         topology: Topology,
-        model: DiT,
+        model: DiTModel,
         frames: int,
         sessions: int,
         run_dir: Path,
@@ -57,8 +58,7 @@ class Lockstep:
         self.topology = topology
         self.decisions: list[Decision] = []
         self.sessions = {s: Session(self.spec, s, run_dir, decisions, self.decisions.append) for s in range(sessions)}
-        config = model.config
-        self.shape = ModelShape(config.layers, 0, 0, 0, config.view)
+        self.shape = ModelShape(model.header.layers, 0, 0, 0, model.header.view)
         seeds = {s: session_seed(topology.seed, s) for s in range(sessions)}
         self.stages: dict[tuple[str, int], object] = {}
         self.programs: list[Program] = []
@@ -76,7 +76,7 @@ class Lockstep:
                     case StageKind.sink:
                         made = SinkStage(self.sessions, lambda: None)
                     case StageKind.decode:
-                        made = DecodeStage(config.grid_y)
+                        made = DecodeStage(PatchDecoder(model.config.grid_y))
                     case _:
                         made = DenoiseStage(model, topology, name, seeds, True, tiers(name) if tiers else None)
                 program = program_for(topology, self.shape, name, s)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from paceline.pipeline.topology import ContextMode, WorldTopology
 from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec
-from paceline.stages.dit import DiT
+from paceline.stages.dit.model import DiTModel
 from paceline.stages.frame_cache import FrameCache
 from tests.stages.lockstep import Lockstep
 
@@ -58,7 +58,7 @@ def build(
 @pytest.mark.parametrize("partition", PARTITIONS, ids=str)
 @pytest.mark.parametrize("mode", list(ContextMode))
 def test_any_order_gives_the_serial_bits(
-    mode: ContextMode, partition: list[list[int]], model: DiT, weights: Path, tmp_path: Path
+    mode: ContextMode, partition: list[list[int]], model: DiTModel, weights: Path, tmp_path: Path
 ) -> None:
     topology = build(weights, mode.value, partition)
     spec = RunSpec(topology, frames=9, sessions=2, seed=0, kv_hash=True)
@@ -83,7 +83,7 @@ def test_any_order_gives_the_serial_bits(
 )
 def test_any_window_and_sinks(
     mode: ContextMode, partition: list[list[int]], window: int, sinks: int, prompt: int, recall: int, order: int,
-    model: DiT, weights: Path, tmp_path: Path,
+    model: DiTModel, weights: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     topology = build(weights, mode.value, partition, window=window, sinks=sinks, prompt=prompt, recall=recall)
     serial = run_serial(RunSpec(topology, 8, 1, 0, kv_hash=True), tmp_path)
@@ -96,7 +96,7 @@ def test_any_window_and_sinks(
 @pytest.mark.parametrize("partition", [[[0], [1, 2]], [[0, 1, 2, 3, 4], [5, 6]]], ids=str)
 @pytest.mark.parametrize("mode", list(ContextMode))
 def test_recall_gives_the_serial_bits_and_other_frames(
-    mode: ContextMode, partition: list[list[int]], model: DiT, weights: Path, tmp_path: Path
+    mode: ContextMode, partition: list[list[int]], model: DiTModel, weights: Path, tmp_path: Path
 ) -> None:
     """Also where steps outnumber the window, so that frames behind it are still in work."""
     outputs = set()
@@ -114,7 +114,7 @@ def test_recall_gives_the_serial_bits_and_other_frames(
 
 @pytest.mark.parametrize("mode", list(ContextMode))
 def test_joint_forward_agrees_with_single_rows(
-    mode: ContextMode, model: DiT, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mode: ContextMode, model: DiTModel, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batched against serial: KV within 1e-4 (a row computed among others may be summed in another order)."""
     kept: dict[tuple[str, int, int, int], tuple[object, object]] = {}
@@ -137,7 +137,7 @@ def test_joint_forward_agrees_with_single_rows(
             assert (one - other).abs().max() < 1e-4  # type: ignore[operator]
 
 
-def test_modes_differ_and_memory_is_bounded(model: DiT, weights: Path, tmp_path: Path) -> None:
+def test_modes_differ_and_memory_is_bounded(model: DiTModel, weights: Path, tmp_path: Path) -> None:
     outputs = set()
     for mode in ContextMode:
         topology = build(weights, mode.value, [[0], [1, 2]])

@@ -19,7 +19,7 @@ from paceline.runtime.result import TIMES_FILE, FrameTime
 from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec
 from paceline.runtime.spool import read_spool
-from paceline.stages.dit import DiT
+from paceline.stages.dit.model import DiTModel
 from paceline.stages.failed import failure_in, failure_text, with_failure
 from paceline.tiers import store_file
 from paceline.tiers.errors import BlockLost, TierError, TierFull
@@ -40,7 +40,7 @@ class Played:
     """A run of two sessions, stage by stage, over one disk."""
 
     topology: Topology
-    model: DiT
+    model: DiTModel
     folder: Path
     order: int
     joint: bool = False
@@ -100,7 +100,7 @@ def check_shown(played: Played, session: int, right: bytes) -> None:
 
 def fails_alone(
     mode: ContextMode, partition: list[list[int]], how: str, pick: int, after: int, damage: str, order: int,
-    model: DiT, weights: Path,
+    model: DiTModel, weights: Path,
 ) -> None:  # fmt: skip
     """In every context mode, with steps on stages of their own, as rows of one forward, and sessions as rows of one."""
     if how == "batched":
@@ -161,7 +161,9 @@ test_a_session_fails_alone_in_many_cases = pytest.mark.exhaustive(examples(48)(f
 
 
 @pytest.mark.parametrize("mode", ["clean", "cascade", "staggered"])
-def test_the_mark_comes_with_kv_where_no_latent_brings_it(mode: str, model: DiT, weights: Path, tmp_path: Path) -> None:
+def test_the_mark_comes_with_kv_where_no_latent_brings_it(
+    mode: str, model: DiTModel, weights: Path, tmp_path: Path
+) -> None:
     """The clean pass has a stage of its own, from which only KV flows back to those that show something."""
     topology = build(weights, mode, [[0, 1], [2]], window=2, recall=2)
     hurt = Played(topology, model, tmp_path / "hurt", 3, hurt=("step2", 8, "flip"))
@@ -176,7 +178,7 @@ def test_the_mark_comes_with_kv_where_no_latent_brings_it(mode: str, model: DiT,
 
 @pytest.mark.parametrize("how", ["wavefront", "joint", "batched"])
 def test_a_session_without_room_fails_and_the_other_takes_its_place(
-    how: str, model: DiT, weights: Path, tmp_path: Path
+    how: str, model: DiTModel, weights: Path, tmp_path: Path
 ) -> None:
     topology = build(weights, "cascade", [[0, 1, 2]], "batched" if how == "batched" else "wavefront", recall=2)
 
@@ -251,7 +253,7 @@ class Hang:
 
 
 def test_a_read_that_never_returns_ends_its_session_alone(
-    model: DiT, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: DiTModel, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     topology = build(weights, "cascade", [[0, 1, 2]], window=2, recall=2)
     run_serial(RunSpec(topology, FRAMES, 2, 0, out=tmp_path), tmp_path)

@@ -11,7 +11,9 @@ import torch
 from paceline.pipeline.topology import ContextMode
 from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec
-from paceline.stages.dit import DiT, DiTConfig, load_dit, save_dit
+from paceline.stages.dit.config import DiTConfig
+from paceline.stages.dit.model import DiTModel
+from paceline.stages.dit.network import DiT, load_dit, save_dit
 from paceline.stages.finite import is_finite
 from tests.stages.conftest import random_model
 from tests.stages.lockstep import Lockstep, frames_of
@@ -56,7 +58,7 @@ def test_the_default_configuration_is_of_the_embedded_world() -> None:
 
 @pytest.mark.parametrize("mode", list(ContextMode))
 def test_a_frame_that_is_not_finite_ends_its_session_alone(
-    mode: ContextMode, model: DiT, weights: Path, tmp_path: Path
+    mode: ContextMode, model: DiTModel, weights: Path, tmp_path: Path
 ) -> None:
     """A model whose numbers overflow under one action: each session is shown up to the frame before it."""
     topology = build(weights, mode.value, [[0], [1, 2]], window=2)
@@ -72,7 +74,7 @@ def test_a_frame_that_is_not_finite_ends_its_session_alone(
     serial = run_serial(RunSpec(topology, FRAMES, 3, 0, out=serial_folder), serial_folder)
     folder = tmp_path / "net"
     folder.mkdir()
-    net = Lockstep(topology, spoilt, FRAMES, 3, folder, out=folder)
+    net = Lockstep(topology, DiTModel(spoilt), FRAMES, 3, folder, out=folder)
     net.run(random.Random(0))
     lengths = []
     for session, result in enumerate(serial.sessions):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from paceline.pipeline.context import Read
-from paceline.stages.dit import DiT, FrameCondition
+from paceline.stages.dit.config import FrameCondition
+from paceline.stages.dit.model import DiTModel
 from paceline.stages.frame_cache import FrameCache
 
 LAYERS = 2
@@ -41,7 +42,7 @@ def condition(frame: int) -> FrameCondition:
     slots=st.lists(st.integers(0, 14), min_size=1, max_size=6),
 )
 def test_kv_is_held_until_its_last_slot_is_over(
-    model: DiT, entries: dict[tuple[int, int], list[int]], slots: list[int]
+    model: DiTModel, entries: dict[tuple[int, int], list[int]], slots: list[int]
 ) -> None:
     """`entries`: the slots that `keep` names for each frame and level, one after another; the last one counts."""
     cache = FrameCache(model)
@@ -64,7 +65,7 @@ def test_kv_is_held_until_its_last_slot_is_over(
                         cache.get(frame, level, layer)
 
 
-def test_a_context_has_the_order_of_its_reads(model: DiT) -> None:
+def test_a_context_has_the_order_of_its_reads(model: DiTModel) -> None:
     cache = FrameCache(model)
     for frame in range(3):
         for level in range(2):
@@ -77,7 +78,7 @@ def test_a_context_has_the_order_of_its_reads(model: DiT) -> None:
 
 
 @pytest.mark.parametrize("layers", [[1], [0, 0], [0, 1, 3]])
-def test_layers_come_in_order(model: DiT, layers: list[int]) -> None:
+def test_layers_come_in_order(model: DiTModel, layers: list[int]) -> None:
     cache = FrameCache(model)
     for layer in layers[:-1]:
         cache.put(0, 0, layer, *kv(0, 0, layer))
@@ -85,7 +86,7 @@ def test_layers_come_in_order(model: DiT, layers: list[int]) -> None:
         cache.put(0, 0, layers[-1], *kv(0, 0, 0))
 
 
-def test_hashes_are_of_what_was_computed_here_from_a_frame_on(model: DiT) -> None:
+def test_hashes_are_of_what_was_computed_here_from_a_frame_on(model: DiTModel) -> None:
     cache = FrameCache(model, hash_from=1)
     expected = {level: hashlib.sha256() for level in range(2)}
     for frame in range(3):
@@ -102,23 +103,23 @@ def test_hashes_are_of_what_was_computed_here_from_a_frame_on(model: DiT) -> Non
     assert cache.digests() == {}
 
 
-def test_rotations_are_those_of_the_pose(model: DiT) -> None:
+def test_rotations_are_those_of_the_pose(model: DiTModel) -> None:
     cache = FrameCache(model)
     for frame in range(4):
         cache.place(frame, condition(frame))
         pose = condition(frame)
-        expected = model.space_rotation(torch.tensor(pose.pose_y), torch.tensor(pose.pose_x))
-        assert torch.equal(cache.space(frame), expected)
+        expected = model.network.space_rotation(torch.tensor(pose.pose_y), torch.tensor(pose.pose_x))
+        assert torch.equal(cache.rotation(frame), expected)
 
 
-def test_its_tables_do_not_grow_with_the_session(model: DiT) -> None:
+def test_its_tables_do_not_grow_with_the_session(model: DiTModel) -> None:
     """A window of four frames and one sink over sessions of two lengths: the same tables."""
     peaks = []
     for frames in (400, 1600):
         cache, peak = FrameCache(model), dict.fromkeys(FrameCache(model).counts, 0)
         for frame in range(frames):
             cache.place(frame, condition(frame))
-            cache.space(frame)
+            cache.rotation(frame)
             fill(cache, frame, 0)
             if frame:
                 cache.keep(frame, 0, frame + 4)

@@ -15,8 +15,8 @@ from paceline.pipeline.tiers import NvmeSpec, TierSpec
 from paceline.pipeline.topology import ContextMode
 from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec
-from paceline.stages.dit import DiT
-from paceline.stages.dit_config import DiTConfig
+from paceline.stages.dit.config import DiTConfig
+from paceline.stages.dit.model import DiTModel
 from paceline.stages.frame_sharing import SharedFrames
 from paceline.stages.frame_tiers import FrameTiers, frame_tier_manager
 from paceline.tiers.errors import BlockLost, TierFull
@@ -41,7 +41,7 @@ def manager_for(
         hbm=int(frames * FRAME), dram=int(dram * FRAME), nvme=NvmeSpec(path=nvme, size=disk * FRAME) if nvme else None,
         policy=policy, block_size=block_size, refresh=refresh,
     )  # fmt: skip
-    return frame_tier_manager(spec, SMALL, 1, 2, "cpu", "random", "step0", 0)
+    return frame_tier_manager(spec, SMALL.header, 1, 2, "cpu", "random", "step0", 0)
 
 
 @settings(max_examples=25, deadline=None)
@@ -119,7 +119,7 @@ def test_the_profile_sees_where_attention_falls() -> None:
 )
 def test_any_budget_gives_the_serial_bits(
     mode: ContextMode, partition: list[list[int]], hbm: float, dram: float, recall: int, order: int,
-    model: DiT, weights: Path, tmp_path: Path,
+    model: DiTModel, weights: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     """Down to two blocks for each layer in hbm and none in dram."""
     topology = build(weights, mode.value, partition, window=2, recall=recall)

@@ -17,7 +17,9 @@ from paceline.runtime.result import Decision
 from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec
 from paceline.stages.denoise import DenoiseStage
-from paceline.stages.dit import DiT, DiTConfig, save_dit
+from paceline.stages.dit.config import DiTConfig
+from paceline.stages.dit.model import DiTModel
+from paceline.stages.dit.network import save_dit
 from paceline.stages.frame_cache import FrameCache
 from paceline.stages.frame_tiers import frame_tier_manager
 from paceline.stages.item import Item
@@ -32,18 +34,18 @@ FRAMES = 160
 EARLY, LATE = range(70, 110), range(120, 160)
 CONFIG = DiTConfig(width=32, layers=1, heads=1)
 PARTITIONS = {"two-groups": [[0], [1, 2]], "three-steps": [[0, 1], [2, 3]], "batched": [[0, 1, 2]]}
-CLEARED = ("pose", "first_steps", "intake")
+CLEARED = ("conditions", "first_steps", "intake")
 IN_WORK = 12
 """Frames of which anything is known beside those to be recalled: sinks, window, steps and prompt"""
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[DiT, Path]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[DiTModel, Path]:
     """One layer: what is held is counted, not looked at."""
     torch.set_num_threads(1)
-    model = random_model(CONFIG)
+    model = DiTModel(random_model(CONFIG))
     path = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
-    save_dit(model, path)
+    save_dit(model.network, path)
     return model, path
 
 
@@ -96,7 +98,7 @@ class Watched(Lockstep):
 def manager(stage: str) -> TierManager:
     """Room for all frames, the fewest of them in hbm."""
     frame = CONFIG.kv_bytes()
-    return frame_tier_manager(TierSpec(hbm=20 * frame, dram=300 * frame), CONFIG, 1, 2, "cpu", "tiny", stage, 0)
+    return frame_tier_manager(TierSpec(hbm=20 * frame, dram=300 * frame), CONFIG.header, 1, 2, "cpu", "tiny", stage, 0)
 
 
 def decisions(late: bool) -> list[Decision] | None:
@@ -113,7 +115,7 @@ def topology_of(weights: Path, mode: ContextMode, shape: str, recall: int) -> To
 @pytest.mark.parametrize("shape", PARTITIONS)
 @pytest.mark.parametrize("mode", list(ContextMode))
 def test_a_stage_holds_no_more_late_in_a_session(
-    mode: ContextMode, shape: str, recall: int, late: bool, tiny: tuple[DiT, Path], tmp_path: Path
+    mode: ContextMode, shape: str, recall: int, late: bool, tiny: tuple[DiTModel, Path], tmp_path: Path
 ) -> None:
     model, weights = tiny
     topology = topology_of(weights, mode, shape, recall)
@@ -145,7 +147,7 @@ class Counted:
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["in-time", "late"])
-def test_tiers_look_at_no_more_late_in_a_session(late: bool, tiny: tuple[DiT, Path], tmp_path: Path) -> None:
+def test_tiers_look_at_no_more_late_in_a_session(late: bool, tiny: tuple[DiTModel, Path], tmp_path: Path) -> None:
     """Also at a stage that computes nothing, as frames that are late skip its steps: it takes in what others do."""
     model, weights = tiny
     frame = CONFIG.kv_bytes()
@@ -155,7 +157,7 @@ def test_tiers_look_at_no_more_late_in_a_session(late: bool, tiny: tuple[DiT, Pa
     def small(stage: str) -> TierManager:
         nvme = NvmeSpec(path=str(tmp_path / stage), size=400 * frame)
         spec = TierSpec(hbm=8 * frame, dram=8 * frame, nvme=nvme, policy="slab")
-        made = managers[stage] = frame_tier_manager(spec, CONFIG, 1, 2, "cpu", "tiny", stage, 0)
+        made = managers[stage] = frame_tier_manager(spec, CONFIG.header, 1, 2, "cpu", "tiny", stage, 0)
         made.policy = asked[stage] = Counted(made.policy)
         return made
 
@@ -195,14 +197,14 @@ def _mark(net: Lockstep, stage: str, asked: Counted, seen: list[int]) -> None:
 @pytest.mark.parametrize("late", [False, True], ids=["in-time", "late"])
 @pytest.mark.parametrize("mode", list(ContextMode))
 def test_the_serial_reference_holds_no_more_either(
-    mode: ContextMode, late: bool, tiny: tuple[DiT, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mode: ContextMode, late: bool, tiny: tuple[DiTModel, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, int]] = []
     advance = FrameCache.advance
 
     def watched(self: FrameCache, slot: int, oldest: int, sinks: int) -> None:
         advance(self, slot, oldest, sinks)
-        seen.append(self.counts | {"pose": 0})  # cleared now and then
+        seen.append(self.counts | {"conditions": 0})  # cleared now and then
 
     monkeypatch.setattr(FrameCache, "advance", watched)
     topology = topology_of(tiny[1], mode, "two-groups", 0)

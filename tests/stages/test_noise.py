@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.kernels.philox import Purpose, normal
-from paceline.stages.dit import FrameCondition
-from paceline.stages.dit_config import DiTConfig
-from paceline.stages.noise import StartNoise
-from paceline.stages.patches import unpatchify
+from paceline.stages.dit.config import DiTConfig, FrameCondition
+from paceline.stages.dit.noise import StartNoise
+from paceline.stages.dit.patches import unpatchify
 
 GROUND = DiTConfig(noise="ground")
 poses = st.integers(0, GROUND.torus - 1)

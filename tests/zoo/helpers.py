@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from paceline.stages.dit import DiT, DiTConfig
+from paceline.stages.dit.config import DiTConfig
+from paceline.stages.dit.network import DiT
 
 
 def small_model(layers: int = 2, heads: int = 2, seed: int = 0) -> DiT:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import zoo.world
-from paceline.stages.dit import load_dit
+from paceline.stages.dit.network import load_dit
 from zoo.world.environment import render
 from zoo.world.evaluate import HELD_OUT, next_frame, score
 from zoo.world.rollout import ContextMode, record, rollout

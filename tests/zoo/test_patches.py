@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.pipeline.times import step_times
-from paceline.stages.patches import decode, patchify, unpatchify
+from paceline.stages.dit.patches import decode, patchify, unpatchify
 
 
 def picture(seed: int, *shape: int) -> torch.Tensor:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from paceline.stages.dit import DiTConfig, load_dit
+from paceline.stages.dit.config import DiTConfig
+from paceline.stages.dit.network import load_dit
 from zoo.world.batches import Recipe
 from zoo.world.train import Trainer, TrainPlan, publish, run
 

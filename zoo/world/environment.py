@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paceline.stages.dit import FrameCondition
+from paceline.stages.dit.config import FrameCondition
 
 __all__ = [
     "ACTIONS",

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from paceline.stages.dit import DiT, load_dit
+from paceline.stages.dit.network import DiT, load_dit
 from zoo.world.environment import ATLAS, FULL, PAINT, RING, TILES, Bytes, Ints, glyphs_in_view, occluded_pixels
 from zoo.world.rollout import MODES, ContextMode, Record, record, rollout
 

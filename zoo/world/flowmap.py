@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from paceline.stages.dit import Block, DiT
+from paceline.stages.dit.network import Block, DiT
 
 __all__ = ["KV", "Sequences", "joint_forward", "loss", "map_targets"]
 

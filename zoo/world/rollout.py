@@ -27,8 +27,8 @@ from torch import Tensor
 
 from paceline.pipeline.recall import Recall
 from paceline.pipeline.times import step_times
-from paceline.stages.dit import Block, DiT, rotate
-from paceline.stages.patches import decode, ground_noise, patchify
+from paceline.stages.dit.network import Block, DiT, rotate
+from paceline.stages.dit.patches import decode, ground_noise, patchify
 from zoo.world.environment import TORUS, Bytes, Ints, Worlds
 
 __all__ = ["MODES", "WINDOW", "ContextMode", "Record", "level_read", "record", "rollout"]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from paceline.stages.dit import load_dit
+from paceline.stages.dit.network import load_dit
 from zoo.world.environment import Bytes
 from zoo.world.evaluate import HELD_OUT
 from zoo.world.rollout import MODES, record, rollout

@@ -22,7 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from paceline.stages.dit import DiT, DiTConfig, save_dit
+from paceline.stages.dit.config import DiTConfig
+from paceline.stages.dit.network import DiT, save_dit
 from zoo.world import flowmap
 from zoo.world.batches import Recipe, draw_batch
 from zoo.world.evaluate import quick_score

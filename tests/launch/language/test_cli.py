@@ -18,8 +18,8 @@ from paceline.pipeline.network import CurveSpec
 from paceline.pipeline.tiers import NvmeSpec, TierSpec
 from paceline.runtime.curve import load_curve
 from paceline.runtime.errors import RendezvousError
-from paceline.stages.dit_config import find_weights
 from paceline.stages.tier_spec import budget_of
+from paceline.stages.world_file import find_weights
 from tests.harness import ROOT
 from tests.launch.test_cli import invoke
 

@@ -1,10 +1,8 @@
-"""The shape of a world model and where its weights are, without torch: plans and checks need no more."""
+"""The shape of the embedded world model and its conditions, without torch: plans and checks need no more."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,25 +11,31 @@ import msgspec
 from safetensors import SafetensorError, safe_open
 
 from paceline.pipeline.recall import View
-from paceline.pipeline.unit import ModelShape
+from paceline.stages.world_file import WeightsError, WorldHeader
 
-__all__ = ["LAGS", "DiTConfig", "WeightsError", "check_finite", "find_weights", "not_finite"]
+__all__ = ["LAGS", "DiTConfig", "FrameCondition"]
 
 LAGS = 256
 """Distances in frames that the time axis can tell apart."""
-_ZOO = "zoo:"
 _LARGEST = 1 << 24
 """Of any number in a configuration: sizes multiply, and a plan is made before a tensor is read."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-class WeightsError(ValueError):
-    """A file holds no world model, or one that can't run. The message says what to do."""
+@dataclass(frozen=True, slots=True)
+class FrameCondition:
+    """What is known of a frame before it is computed: the action that leads to it, the heading after it, and the
+    pose of the view's upper left corner in half tokens."""
+
+    action: int
+    heading: int
+    pose_y: int
+    pose_x: int
 
 
 @dataclass(frozen=True, slots=True)
 class DiTConfig:
-    """Shape of a world model. `torus` and poses count half tokens; `token_dim` is the size of one token of a frame."""
+    """Shape of a model. `torus` and poses count half tokens; `token_dim` is the size of one token of a frame."""
 
     grid_y: int = 8
     grid_x: int = 8
@@ -68,10 +72,19 @@ class DiTConfig:
         return View(self.torus, 2 * self.grid_y, 2 * self.grid_x)
 
     @property
-    def shape(self) -> ModelShape:
-        """Sizes for plans and credits. Latents are floats, a finished frame bytes."""
-        values = self.tokens * self.token_dim
-        return ModelShape(self.layers, 4 * values, self.kv_bytes() // self.layers, values, self.view)
+    def header(self) -> WorldHeader:
+        """Its shape as every world model states it. A token is a square patch of pixels, three values each."""
+        patch = math.isqrt(self.token_dim // 3)
+        return WorldHeader(
+            self.layers,
+            self.heads,
+            self.head_dim,
+            self.tokens,
+            latent=(self.tokens, self.token_dim),
+            picture=(self.grid_y * patch, self.grid_x * patch),
+            columns=self.grid_x,
+            view=self.view,
+        )
 
     @classmethod
     def read(cls, path: Path) -> DiTConfig:
@@ -151,36 +164,3 @@ class DiTConfig:
                 raise ValueError(f"{name!r} has shape {list(shape)}, but dit_config makes it {list(expected[name])}")
             if dtype not in _FLOATS:
                 raise ValueError(f"{name!r} is of type {dtype}, not one of {', '.join(_FLOATS)}")
-
-
-def check_finite(path: Path, most_bytes: int = 256 * 2**20) -> None:
-    """Raise `WeightsError` naming a tensor of a weights file that holds NaN or infinity. Files of more than
-    `most_bytes` are left to `load_dit`, which looks at every tensor that it reads."""
-    if path.stat().st_size > most_bytes:
-        return
-    import numpy as np
-
-    with safe_open(path, framework="np") as file:
-        for name in file.keys():  # noqa: SIM118 (no mapping)
-            if file.get_slice(name).get_dtype() == "BF16":  # NumPy has none; `load_dit` looks at it
-                continue
-            if not np.isfinite(file.get_tensor(name)).all():
-                raise WeightsError(not_finite(path, name))
-
-
-def not_finite(path: Path, name: str) -> str:
-    """What is said of a tensor that is not finite."""
-    return f"{path}: the weight '{name}' holds NaN or infinity; take weights from before training diverged"
-
-
-def find_weights(name: str) -> Path:
-    """The file behind `zoo:NAME` or a path. Raises `FileNotFoundError` for a name that is not in the zoo."""
-    if not name.startswith(_ZOO):
-        return Path(os.path.expanduser(name))
-    spec = importlib.util.find_spec("zoo")
-    folders = [] if spec is None else list(spec.submodule_search_locations or [])
-    known = {file.parent.name: file for folder in folders for file in Path(folder).glob("*/weights.safetensors")}
-    if name.removeprefix(_ZOO) not in known:
-        names = ", ".join(_ZOO + name for name in sorted(known)) or "none"
-        raise FileNotFoundError(f"there is no embedded model {name}; known: {names}")
-    return known[name.removeprefix(_ZOO)]

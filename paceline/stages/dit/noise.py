@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from paceline.kernels.philox import Purpose, normal
-from paceline.stages.dit import FrameCondition
-from paceline.stages.dit_config import DiTConfig
-from paceline.stages.patches import PATCH, ground_noise
+from paceline.stages.dit.config import DiTConfig, FrameCondition
+from paceline.stages.dit.patches import PATCH, ground_noise
 
 __all__ = ["StartNoise"]
 

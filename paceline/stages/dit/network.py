@@ -1,4 +1,4 @@
-"""Causal diffusion transformer over frames of tokens: the world model that the stages run.
+"""Causal diffusion transformer over frames of tokens: the network of the embedded world model.
 
 A frame is `N` tokens on a grid. Attention is full inside a frame and causal over frames; a frame reads the keys
 and values of earlier frames at whatever noise level those were computed (diffusion forcing, Chen et al. 2024). The
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
@@ -31,21 +31,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from paceline.stages.dit_config import LAGS, DiTConfig, WeightsError, not_finite
+from paceline.stages.dit.config import LAGS, DiTConfig
+from paceline.stages.dit.file import not_finite
 from paceline.stages.finite import is_finite
+from paceline.stages.world_file import WeightsError
 
-__all__ = ["Block", "DiT", "DiTConfig", "FrameCondition", "load_dit", "rotate", "save_dit"]
-
-
-@dataclass(frozen=True, slots=True)
-class FrameCondition:
-    """What is known of a frame before it is computed: the action that leads to it, the heading after it, and the
-    pose of the view's upper left corner in half tokens."""
-
-    action: int
-    heading: int
-    pose_y: int
-    pose_x: int
+__all__ = ["Block", "DiT", "load_dit", "rotate", "save_dit"]
 
 
 def _sinusoid(value: Tensor, width: int) -> Tensor:

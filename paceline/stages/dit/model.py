@@ -1,0 +1,105 @@
+"""The embedded world model as the runtime knows it. See `stages/world_model.py` for what each method does.
+
+Shape suffixes as there; E values of one token, P rotary pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from paceline.pipeline.recall import Pose
+from paceline.stages.dit.config import FrameCondition
+from paceline.stages.dit.network import DiT, rotate
+from paceline.stages.dit.noise import StartNoise
+from paceline.stages.item import Meta
+
+__all__ = ["DiTModel", "DiTSession"]
+
+
+class DiTModel:
+    """`DiT` behind the protocol `WorldModel`. Modulations depend on (t, r, action, heading) alone, so each is computed
+    once and kept."""
+
+    def __init__(self, network: DiT) -> None:
+        self.network = network
+        self.config = network.config
+        self.header = network.config.header
+        self.device = network.place.device
+        self._modulations: dict[tuple[float, float, int, int], Tensor] = {}
+
+    def condition(self, meta: Meta) -> FrameCondition:
+        return FrameCondition(int(meta["action"]), int(meta["heading"]), int(meta["pose_y"]), int(meta["pose_x"]))
+
+    def dummy_condition(self) -> FrameCondition:
+        return FrameCondition(0, 0, 0, 0)
+
+    def pose(self, condition: FrameCondition) -> Pose:
+        return condition.pose_y, condition.pose_x
+
+    def open(self, seed: int) -> DiTSession:
+        return DiTSession(self, seed)
+
+    def modulation(self, t: float, r: float, condition: FrameCondition) -> Tensor:
+        """Modulations of all layers, `[1, 6 L + 2, C]`."""
+        key = (t, r, condition.action, condition.heading)
+        found = self._modulations.get(key)
+        if found is None:
+            found = self._modulations[key] = self.network.condition(
+                torch.tensor([t], device=self.device),
+                torch.tensor([r], device=self.device),
+                torch.tensor([condition.action], device=self.device),
+                torch.tensor([condition.heading], device=self.device),
+            )
+        return found
+
+    def batch(self, embeddings: Sequence[Tensor]) -> Tensor:
+        return embeddings[0] if len(embeddings) == 1 else torch.cat(list(embeddings))
+
+    def enter(self, x: Tensor) -> Tensor:
+        return self.network.enter(x)
+
+    def project(self, layer: int, x_RNC: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.network.block(layer).project(x_RNC, self.network.layer_modulation(embedding, layer))
+
+    def finish(self, layer: int, x_RNC: Tensor, o_RHND: Tensor, embedding: Tensor) -> Tensor:
+        return self.network.block(layer).finish(x_RNC, o_RHND, self.network.layer_modulation(embedding, layer))
+
+    def leave(self, x_RNC: Tensor, embedding: Tensor) -> Tensor:
+        return self.network.leave(x_RNC, embedding)
+
+    def frame_rotation(self, condition: FrameCondition) -> Tensor:
+        """Spatial rotation of a frame's tokens, complex `[N, P_y + P_x]`."""
+        pose_y, pose_x = torch.tensor(self.pose(condition), device=self.device).unbind()
+        return self.network.space_rotation(pose_y, pose_x)
+
+    def rotation(self, frame: int, reads: Sequence[int], own: Sequence[Tensor]) -> Tensor:
+        """Complex `[F + 1, N, P]`. Distances are clamped at `max_distance`."""
+        distances = [min(frame - read, self.config.max_distance) for read in reads] + [0]
+        time_FP = self.network.time_rotation(torch.tensor(distances, device=self.device))
+        return torch.cat([time_FP[:, None].expand(-1, self.config.tokens, -1), torch.stack(list(own))], dim=-1)
+
+    def rotate(self, x_HMD: Tensor, rotation_MP: Tensor) -> Tensor:
+        return rotate(x_HMD, rotation_MP)
+
+
+class DiTSession:
+    """The noise of a session. See `WorldSession`."""
+
+    def __init__(self, model: DiTModel, seed: int) -> None:
+        self._model = model
+        self._noise = StartNoise(model.config, seed, model.device)
+
+    def start_noise(self, frame: int, condition: FrameCondition) -> Tensor:
+        """Tokens `[N, E]`."""
+        return self._noise.at(frame, condition)
+
+    def embed(self, frame: int, t: float, r: float, condition: FrameCondition) -> Tensor:
+        """Modulations of all layers, `[1, 6 L + 2, C]`."""
+        return self._model.modulation(t, r, condition)
+
+    def step_to(self, frame: int, step: int, x: Tensor, output: Tensor, t: float, r: float) -> Tensor:
+        """The output is the average velocity u: x_r = x_t - (t - r) u."""
+        return torch.add(x, output, alpha=-(t - r))
