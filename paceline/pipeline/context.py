@@ -86,6 +86,12 @@ class Context:
         return max(self.window, self.steps) if self.recall else self.window
 
     @property
+    def written(self) -> int:
+        """How far behind the frame that a context memory is read for the last one lies that is in it: one that has left
+        the window and is finished in every placement of the steps. Frames in flight never touch the memory."""
+        return max(self.window, self.steps) + 1
+
+    @property
     def lasting(self) -> range:
         """The levels at which frames are read long after they were in work: that of the finished frame, or, in mode
         `matched`, all."""

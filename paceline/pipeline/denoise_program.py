@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count
 
 from paceline.pipeline.key import Key
 from paceline.pipeline.kv_receive_plan import KVReceivePlan
@@ -23,6 +23,10 @@ class DenoiseProgram(Program):
     intake: KVReceivePlan = field(init=False)
     consumers: list[tuple[int, tuple[int, ...]]] = field(init=False, default_factory=list)
     """KV edges out of this stage, with the steps that read there"""
+    latents_out: int | None = field(init=False, default=None)
+    """The edge by which finished latents leave for the stage of the context memory"""
+    latents_in: int | None = field(init=False, default=None)
+    """The edge by which they come, where the context memory is here"""
     taken: int = field(init=False, default=0)
     """One past the last frame that came in"""
 
@@ -33,6 +37,10 @@ class DenoiseProgram(Program):
         for index, edge in enumerate(self.topology.edges):
             if edge.carries == "kv" and edge.source == self.stage:
                 self.consumers.append((index, self.topology.stage_steps(edge.target)))
+            if edge.carries == "latent" and edge.source == self.stage:
+                self.latents_out = index
+            if edge.carries == "latent" and edge.target == self.stage:
+                self.latents_in = index
 
     @property
     def joint(self) -> bool:
@@ -50,14 +58,15 @@ class DenoiseProgram(Program):
         if not any(self._runs(step) for step in self.steps):
             return
         for slot in count(self.slot(self.taken, self.steps[0])):
-            units = self._joint(slot) if self.joint else self._one_by_one(slot)
+            passes = self._joint(slot) if self.joint else self._one_by_one(slot)
+            units = chain(self._finished(slot), passes)
             if start is None or slot >= start:
                 yield from units
             else:
                 for _ in units:
                     pass
             if self.end is not None and slot >= self._last_slot(self.end):
-                yield from self._discard(self.slot(self.end, self.context.steps), self.intake.rest(self.end))
+                yield from self._discard(self.slot(self.end, self.context.steps), self._rest(slot, self.end))
                 return
 
     def finish(self, frame: int) -> None:
@@ -131,7 +140,15 @@ class DenoiseProgram(Program):
     def _latent_gives(self, frame: int, prompt: bool) -> tuple[Give, ...]:
         """The latent goes on to the next denoise stages, and from the last step to the decoder."""
         nbytes = self.shape.latent_bytes
-        return tuple(Give(edge, frame, 0, nbytes) for edge in self.outputs if self._wants(edge, prompt))
+        read = 0 if prompt or self.topology.context.memory is None else self.shape.memory_bytes
+        gives = [
+            Give(edge, frame, 0, nbytes + read * (self.kind_at(edge) is StageKind.denoise))
+            for edge in self.outputs
+            if self._wants(edge, prompt)
+        ]
+        if self.latents_out is not None and not prompt and not self.ended(frame):
+            gives.append(Give(self.latents_out, frame, 0, nbytes))
+        return tuple(gives)
 
     def _wants(self, edge: int, prompt: bool) -> bool:
         """Whether the stage at the far end takes a latent; one that has no pass in this mode takes prompts alone."""
@@ -159,6 +176,35 @@ class DenoiseProgram(Program):
         takes = tuple(Key(edge, self.session, frame) for edge in self.inputs)
         slot = self.slot(frame, self.steps[0])
         return Unit(self.stage, self.session, UnitKind.receive, slot, frame, takes=takes)
+
+    def _finished(self, slot: int) -> Iterator[Unit]:
+        """Take the latent that was finished in the slot before the last one, ahead of the passes of this slot: then two
+        credits are enough, and no pass waits for another stage. It is written to the context memory later
+        (`Context.written`)."""
+        frame = self._finished_by(slot)
+        if self.latents_in is not None and self.prompt <= frame != self._finished_by(slot - 1):
+            yield from () if self.ended(frame) else self._drain(slot, [Key(self.latents_in, self.session, frame)])
+
+    def _finished_by(self, slot: int) -> int:
+        """The last frame whose finished latent has been taken in a slot. In mode `clean`, where frames follow one
+        another, a latent is taken with the next frame."""
+        if self.context.mode is ContextMode.clean:
+            return slot // (self.topology.steps + 1) - 1
+        return slot - self.topology.steps - 1
+
+    def _rest(self, slot: int, end: int) -> list[Key]:
+        """What is still to be taken after a session's last slot, in the order of its making: KV, and finished
+        latents."""
+        kv = self.intake.rest(end)
+        if self.latents_in is None:
+            return kv
+        oldest = max(self._finished_by(slot) + 1, self.prompt)
+        latents = [Key(self.latents_in, self.session, frame) for frame in range(oldest, end)]
+        # A latent is finished with the last unit of its slot. Sorting is stable, so KV stays in its order.
+        level = self.topology.steps - 1
+        slots = {key: self.slot(key.position, key.part // self.shape.layers) for key in kv}
+        slots |= {key: self.slot(key.position, level) for key in latents}
+        return sorted([*kv, *latents], key=slots.__getitem__)
 
     def _skip(self, slot: int, row: Row, first: int) -> Iterator[Unit]:
         yield from self._drain(slot, self.intake.skip(slot, row))

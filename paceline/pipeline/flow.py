@@ -14,7 +14,7 @@ from paceline.pipeline.topology import (
     WorldTopology,
 )
 
-__all__ = ["compute_chain", "item_cycle", "needed_item_edges", "needed_kv_edges", "stages_of"]
+__all__ = ["compute_chain", "item_cycle", "needed_item_edges", "needed_kv_edges", "needed_latent_edges", "stages_of"]
 
 
 def stages_of(topology: Topology, kind: StageKind) -> list[str]:
@@ -67,6 +67,17 @@ def needed_kv_edges(topology: FrameTopology) -> list[tuple[str, str]]:
             return [(writer, reader) for writer in writers for reader in chain if reader != writer]
         case ContextMode.cascade | ContextMode.staggered:
             return [(writer, reader) for place, writer in enumerate(chain) for reader in chain[:place]]
+
+
+def needed_latent_edges(topology: FrameTopology) -> list[tuple[str, str]]:
+    """The edge by which finished latents go to the context memory, from the stage of the last step to that of the
+    first. One stage that has both needs none, nor does a topology without a memory."""
+    if topology.context.memory is None:
+        return []
+    chain = compute_chain(topology)
+    firsts = [name for name in chain if 0 in topology.stage_steps(name)]
+    lasts = [name for name in chain if topology.last_level - 1 in topology.stage_steps(name)]
+    return [(last, first) for last in lasts for first in firsts if last != first]
 
 
 def item_cycle(topology: Topology) -> list[str]:

@@ -230,6 +230,8 @@ def _wait(game: TokenGame, unit: Unit) -> Wait:
         if edges[key.edge].carries == "kv":
             level, layer = divmod(key.part, game.layers)
             text = f"kv from {source} of frame {key.position} level {level} layer {layer}"
+        elif edges[key.edge].carries == "latent":
+            text = f"the finished latent of frame {key.position} from {source}"
         return Wait(unit.stage, unit.session, unit.frame, "item", key.edge, source, text)
     give = game.tokens.refused(unit)
     if give is None:

@@ -52,7 +52,7 @@ def in_mode(topology: FrameTopology, mode: ContextMode) -> FrameTopology:
     known = {(edge.source, edge.target): edge for edge in topology.edges if edge.carries == "kv"}
     far = [*known.values(), *topology.edges]
     via = next((edge.via for edge in far if edge.via is not Transport.local), Transport.local)
-    edges = [edge for edge in topology.edges if edge.carries == "item"]
+    edges = [edge for edge in topology.edges if edge.carries != "kv"]
     for source, target in needed_kv_edges(variant):
         spec = {"from": source, "to": target, "carries": "kv", "via": via, "inflight": 2 * topology.steps + 64}
         edges.append(known.get((source, target)) or EdgeSpec.model_validate(spec))

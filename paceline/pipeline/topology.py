@@ -126,8 +126,8 @@ class EdgeSpec(StrictModel):
 
     source: str = Field(alias="from")
     target: str = Field(alias="to")
-    carries: Literal["item", "kv"] = "item"
-    """world: `kv` leads between denoise stages."""
+    carries: Literal["item", "kv", "latent"] = "item"
+    """world: `kv` and `latent` lead between denoise stages; `latent` takes finished latents to the context memory."""
     via: Transport = Transport.local
     inflight: int = Field(2, ge=1)
     """Most items sent and not yet taken."""
@@ -145,6 +145,15 @@ class ModelSpec(StrictModel):
     steps: int = Field(2, ge=1, le=64)
 
 
+class MemorySpec(StrictModel):
+    """A context memory: a state of constant size that holds the frames behind the window."""
+
+    kind: str = Field(min_length=1)
+    """The name of a memory (`paceline.stages.memory`)."""
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Options of the memory, by name."""
+
+
 class ContextSpec(StrictModel):
     """Rolling KV: `sinks` first frames and the last `window` frames, read in one of four modes; and a few older ones
     that are recalled by pose."""
@@ -156,6 +165,8 @@ class ContextSpec(StrictModel):
     """Older frames that are read beside these: those that show most of what they do not show of the view."""
     prompt: int = Field(4, ge=1, le=4096)
     """True frames that a session starts from."""
+    memory: MemorySpec | None = None
+    """Read once a frame, beside sinks, window and recalled frames."""
 
 
 class InjectSpec(StrictModel):

@@ -49,6 +49,8 @@ class ModelShape:
     frame_bytes: int
     view: View | None = None
     """What a frame shows, where frames can be recalled by pose"""
+    memory_bytes: int = 0
+    """Of what a frame reads from the context memory; it travels with the latent"""
 
 
 @dataclass(frozen=True, slots=True)

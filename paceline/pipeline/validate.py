@@ -22,7 +22,14 @@ from paceline.pipeline.topology import (
     Transport,
     WorldTopology,
 )
-from paceline.pipeline.validate_flow import check_chain, check_cycle, check_item_path, check_kv_edges, check_steps
+from paceline.pipeline.validate_flow import (
+    check_chain,
+    check_cycle,
+    check_item_path,
+    check_kv_edges,
+    check_latent_edges,
+    check_steps,
+)
 from paceline.pipeline.validate_keys import check_edge_keys, check_stage_keys
 from paceline.pipeline.validate_tiers import check_frame_tiers, check_text_tiers, check_tiers, check_tiers_determinism
 
@@ -252,6 +259,7 @@ _CHECKS: list[tuple[tuple[str, ...], Check, str, str]] = [
     (_WORLD, check_item_path, f"{_ENDS} {_STEPS} kinds steps edge-ends", "path"),
     (_SLEEP, check_chain, f"{_ENDS} kinds edge-ends", "path"),
     (_WORLD, check_kv_edges, f"{_ENDS} {_STEPS} kinds steps edge-ends", ""),
+    (_WORLD, check_latent_edges, f"{_ENDS} {_STEPS} context.memory kinds steps edge-ends", ""),
     (_FRAMES, _schedule, f"{_PLACES} schedule deterministic kinds placed-groups", "schedule"),
     (
         _ALL,

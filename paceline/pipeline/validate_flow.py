@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
-from paceline.pipeline.flow import item_cycle, needed_item_edges, needed_kv_edges
+from paceline.pipeline.flow import item_cycle, needed_item_edges, needed_kv_edges, needed_latent_edges
 from paceline.pipeline.problem import Problem
 from paceline.pipeline.topology import (
     CLEAN,
@@ -17,7 +17,7 @@ from paceline.pipeline.topology import (
     WorldTopology,
 )
 
-__all__ = ["check_chain", "check_cycle", "check_item_path", "check_kv_edges", "check_steps"]
+__all__ = ["check_chain", "check_cycle", "check_item_path", "check_kv_edges", "check_latent_edges", "check_steps"]
 
 
 def check_steps(topology: WorldTopology) -> Iterator[Problem]:
@@ -99,7 +99,29 @@ def check_kv_edges(topology: WorldTopology) -> Iterator[Problem]:
     for source, target in needed:
         if (source, target) not in given:
             wrong = f"lack the KV edge {source} -> {target}, which context.mode {mode} reads"
-            yield Problem(("edges",), wrong, f"add {_edge_text(topology, source, target, kv=True)}")
+            yield Problem(("edges",), wrong, f"add {_edge_text(topology, source, target, 'kv')}")
+
+
+def check_latent_edges(topology: FrameTopology) -> Iterator[Problem]:
+    """The edge by which finished latents go to the context memory, and no other."""
+    needed = needed_latent_edges(topology)
+    given = {(edge.source, edge.target) for edge in topology.edges if edge.carries == "latent"}
+    for index, edge in enumerate(topology.edges):
+        if edge.carries == "latent" and (edge.source, edge.target) not in needed:
+            why = "to no context memory"
+            if needed:
+                why = f"from '{edge.source}' to '{edge.target}', and the context memory gets them {_way(needed[0])}"
+            elif topology.context.memory is not None:
+                why = "between stages, but one stage has the first and the last step, and the context memory with them"
+            yield Problem(("edges", index, "carries"), f"carries finished latents {why}", "remove the edge")
+    for source, target in needed:
+        if (source, target) not in given:
+            wrong = f"lack the edge {source} -> {target}, by which finished latents go to the context memory"
+            yield Problem(("edges",), wrong, f"add {_edge_text(topology, source, target, 'latent')}")
+
+
+def _way(ends: tuple[str, str]) -> str:
+    return f"from '{ends[0]}' to '{ends[1]}'"
 
 
 def _item_edges(topology: FrameTopology) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], int]]:
@@ -148,11 +170,12 @@ def _main_path(edges: list[tuple[str, str]]) -> list[str]:
     return path
 
 
-def _edge_text(topology: Topology, source: str, target: str, kv: bool = False) -> str:
+def _edge_text(topology: Topology, source: str, target: str, carries: str = "item") -> str:
     """The edge as one would write it."""
     ends = [topology.stages[name].group for name in (source, target) if name in topology.stages]
     via = ", via: dist" if len(set(ends)) > 1 else ""
-    return f"{{from: {source}, to: {target}{', carries: kv' if kv else ''}{via}}}"
+    what = "" if carries == "item" else f", carries: {carries}"
+    return f"{{from: {source}, to: {target}{what}{via}}}"
 
 
 def _step_name(number: int, steps: int) -> str:

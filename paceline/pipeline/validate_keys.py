@@ -36,4 +36,4 @@ def check_edge_keys(topology: Topology) -> Iterator[Problem]:
                 yield Problem(("edges", index, key), f"has no meaning in workload {topology.workload}", right)
             elif key == "layers" and edge.carries != "kv":
                 right = "remove it or write carries: kv"
-                yield Problem(("edges", index, key), "is for KV, and this edge carries items", right)
+                yield Problem(("edges", index, key), f"is for KV, and this edge carries {edge.carries}s", right)

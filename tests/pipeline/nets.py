@@ -31,6 +31,7 @@ def world(
     sinks: int = 1,
     prompt: int = 2,
     recall: int = 0,
+    memory: bool = False,
     schedule: Schedule | str = Schedule.wavefront,
     via: str = "dist",
     ranks: int = 1,
@@ -41,6 +42,9 @@ def world(
     last = len([step for part in partition for step in part if step != CLEAN])
     names = [f"step{part[0]}" for part in partition]
     placed = dict(zip(names, partition, strict=True))
+    context: dict[str, Any] = {"mode": mode, "window": window, "sinks": sinks, "prompt": prompt, "recall": recall}
+    if memory:
+        context["memory"] = {"kind": "test"}
     limits = {} if inflight is None else {"inflight": inflight}
     stages: dict[str, Any] = {"source": {"kind": "source", "group": "io"}}
     for index, (name, part) in enumerate(placed.items()):
@@ -52,6 +56,8 @@ def world(
     edges: list[dict[str, Any]] = [{"from": a, "to": b, "via": via} for a, b in pairwise(path)]
     edges[-1]["via"] = "local"
     edges += [{"from": main[-1], "to": name, "via": via} for name in names if name not in main]
+    if memory and main[-1] != names[0]:
+        edges.append({"from": main[-1], "to": names[0], "carries": "latent", "via": via})
     for place, writer in enumerate(names):
         for reader in names:
             earlier = reader in names[:place]
@@ -67,7 +73,7 @@ def world(
             "schedule": schedule,
             "deterministic": schedule != "batched",
             "model": {"steps": last},
-            "context": {"mode": mode, "window": window, "sinks": sinks, "prompt": prompt, "recall": recall},
+            "context": context,
             "groups": {"io": {}, **{f"g{index}": {"ranks": ranks} for index in range(len(names))}},
             "stages": stages,
             "edges": [{**edge, **limits} for edge in edges],
