@@ -43,7 +43,9 @@ class Purpose(IntEnum):
     """a token of a pass without drafts"""
     bonus = 9
     """the token behind a fully accepted window"""
-    renoise = 10
+    memory = 10
+    """the keys of a context memory"""
+    renoise = 11
     """the noise that is added to a frame between two denoising steps"""
 
 

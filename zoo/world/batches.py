@@ -34,7 +34,7 @@ from zoo.world.emphasis import emphasis, times_shown
 from zoo.world.environment import TILES, TORUS, VIEW, Bytes, Ints, Worlds, ground_in_view, pose_of, render
 from zoo.world.flowmap import Sequences
 
-__all__ = ["Recipe", "draw_batch", "draw_levels"]
+__all__ = ["EPISODE", "WORLD_SEEDS", "Episodes", "Recipe", "draw_batch", "draw_levels", "noised"]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -136,19 +136,63 @@ def _noise(draw: np.random.Generator, recipe: Recipe, pose: Ints) -> Tensor:
     return free
 
 
+@dataclass(frozen=True, slots=True)
+class Episodes:
+    """Worlds as they were over time: ground `[B, T, 24, 24]`, balls `[B, T, 6, 2]`, agent, pose `[B, T, 2]`, heading,
+    action `[B, T]`; and what their frames read from a memory, `[B, T, N, R]`, if they have one."""
+
+    ground: Bytes
+    balls: Ints
+    agent: Ints
+    heading: Ints
+    action: Ints
+    pose: Ints
+    read: npt.NDArray[np.float16] | None = None
+
+    @classmethod
+    def walk(cls, seeds: list[int], frames: int) -> Episodes:
+        """Let worlds run for some frames under their own policy."""
+        worlds = Worlds(seeds)
+        past: list[tuple[Bytes, Ints, Ints, Ints, Ints]] = []
+        for _ in range(frames):
+            worlds.step(worlds.policy_actions())
+            past.append((worlds.ground.copy(), worlds.balls, worlds.agent, worlds.heading, worlds.action))
+        ground = np.stack([frame[0] for frame in past], axis=1)
+        rows = zip(*(frame[1:] for frame in past), strict=True)
+        balls, agent, heading, action = (np.stack(column, axis=1) for column in rows)
+        pose = pose_of(agent.reshape(-1, 2), heading.reshape(-1)).reshape(len(seeds), frames, 2)
+        return cls(ground, balls, agent, heading, action, pose)
+
+    def cut(self, worlds: Ints, starts: Ints, frames: int) -> Episodes:
+        """`frames` frames of some of the worlds, from their starts on."""
+        at = (worlds[:, None], starts[:, None] + np.arange(frames))
+        parts: list[Any] = [None if x is None else x[at] for x in (*self._arrays, self.read)]
+        return Episodes(*parts)
+
+    def render(self, frames: slice) -> Bytes:
+        """What the worlds showed, `[B, T, 32, 32, 3]`."""
+        parts: list[Any] = [x[:, frames] for x in (self.ground, self.balls, self.agent, self.heading)]
+        shown = render(*(part.reshape(-1, *part.shape[2:]) for part in parts))
+        return shown.reshape(*parts[0].shape[:2], *shown.shape[1:])
+
+    @property
+    def _arrays(self) -> tuple[Any, ...]:
+        return self.ground, self.balls, self.agent, self.heading, self.action, self.pose
+
+
 def draw_batch(recipe: Recipe, seed: int, step: int) -> Sequences:
     """The batch of training step `step`."""
     draw = np.random.Generator(np.random.Philox(key=[seed, step]))
+    episodes = Episodes.walk((WORLD_SEEDS + draw.integers(0, 1 << 48, recipe.batch)).tolist(), EPISODE)
+    return noised(draw, recipe, episodes)
+
+
+def noised(draw: np.random.Generator, recipe: Recipe, episodes: Episodes) -> Sequences:
+    """One sequence out of each of `recipe.batch` episodes of `EPISODE` frames, with noise."""
     b, f = recipe.batch, recipe.frames
-    worlds = Worlds((WORLD_SEEDS + draw.integers(0, 1 << 48, b)).tolist())
-    past: list[tuple[Bytes, Ints, Ints, Ints, Ints]] = []
-    for _ in range(EPISODE):
-        worlds.step(worlds.policy_actions())
-        past.append((worlds.ground.copy(), worlds.balls, worlds.agent, worlds.heading, worlds.action))
-    ground = np.stack([frame[0] for frame in past], axis=1)
-    rows = zip(*(frame[1:] for frame in past), strict=True)
-    balls, agent, heading, action = (np.stack(column, axis=1) for column in rows)
-    pose = pose_of(agent.reshape(-1, 2), heading.reshape(-1)).reshape(b, EPISODE, 2)
+    ground, balls, agent, heading, action, pose = (
+        episodes.ground, episodes.balls, episodes.agent, episodes.heading, episodes.action, episodes.pose
+    )  # fmt: skip
     choice = [_choose_frames(draw, recipe, pose[i]) for i in range(b)]
     at = (np.arange(b)[:, None], np.array([c[0] for c in choice]))
     shown = [x[at].reshape(b * f, *x.shape[2:]) for x in (ground, balls, agent, heading)]
@@ -182,4 +226,5 @@ def draw_batch(recipe: Recipe, seed: int, step: int) -> Sequences:
         pose=torch.from_numpy(pose[at]),
         index=torch.tensor([c[1] for c in choice]),
         mapped=mapped,
+        read=None if episodes.read is None else torch.from_numpy(episodes.read[at].astype(np.float32)),
     )

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +22,11 @@ import torch
 
 from paceline.stages.dit.network import DiT, load_dit
 from zoo.world.environment import ATLAS, FULL, PAINT, RING, TILES, Bytes, Ints, glyphs_in_view, occluded_pixels
-from zoo.world.rollout import MODES, ContextMode, Record, record, rollout
+from zoo.world.rollout import MODES, ContextMode, Control, Record, record, rollout
 
-__all__ = ["LAGS", "NextFrame", "Scores", "nearest_glyphs", "next_frame", "quick_score", "score"]
+__all__ = ["LAGS", "NextFrame", "Scores", "memory_score", "nearest_glyphs", "next_frame", "quick_score", "score"]
 
-LAGS = ((1, 1), (2, 4), (5, 8), (9, 16), (17, 64))  # frames that a tile was out of view
+LAGS = ((1, 1), (2, 4), (5, 8), (9, 16), (17, 64), (65, 256))  # frames that a tile was out of view
 HELD_OUT = 7_000  # seeds of held-out worlds begin here; training worlds lie above 2**40
 
 
@@ -208,6 +209,18 @@ def quick_score(model: DiT, worlds: int = 12, frames: int = 16) -> dict[str, flo
     return out
 
 
+def memory_score(model: DiT, worlds: int = 8, frames: int = 72) -> dict[str, float]:
+    """A few numbers for the log of a network with a memory: what comes back after it was out of view, at two steps."""
+    truth = record(list(range(HELD_OUT, HELD_OUT + worlds)), frames)
+    out: dict[str, float] = {}
+    modes: list[ContextMode] = ["clean", "cascade"]
+    for mode in modes:
+        free = score(rollout(model, truth, mode, 2), truth)
+        out |= {f"{mode}_kept": free.persistence, f"{mode}_painted": free.painted}
+        out |= {f"{mode}_{lag}": free.revisit[lag][0] for lag in ("5-8", "9-16", "17-64")}
+    return out
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the evaluator."""
     parser = argparse.ArgumentParser(prog="python -m zoo.world.evaluate", description="Score a world model.")
@@ -215,6 +228,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--worlds", type=int, default=16)
     parser.add_argument("--frames", type=int, default=28, help="frames of a rollout, with the prompt of 4")
     parser.add_argument("--recall", type=int, nargs="+", default=[0], help="older frames that a frame recalls by pose")
+    parser.add_argument("--control", choices=get_args(Control), default="none", help="what stands in for the memory")
+    parser.add_argument(
+        "--seed", type=int, default=HELD_OUT, help="of the first world; training worlds lie from 2^40 on"
+    )
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--threads", type=int, default=1)
@@ -223,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     model = load_dit(args.weights, args.device)
-    truth = record(list(range(HELD_OUT, HELD_OUT + args.worlds)), args.frames)
+    truth = record(list(range(args.seed, args.seed + args.worlds)), args.frames)
     ahead = {steps: next_frame(model, truth, steps) for steps in args.steps}
     for steps, result in ahead.items():
         print(f"next frame, {steps} steps: {result.psnr:.1f} dB, tiles right {result.tile_accuracy:.4f}", flush=True)
@@ -233,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     modes: list[ContextMode] = args.modes
     for mode in modes:
         for steps, recall in product(args.steps, args.recall):
-            scores = score(rollout(model, truth, mode, steps, recall=recall), truth)
+            scores = score(rollout(model, truth, mode, steps, recall=recall, control=args.control), truth)
             row = asdict(scores)
             back = "  ".join(f"{lag}: {share:.3f} ({n})" for lag, (share, n) in scores.revisit.items())
             numbers = [f"{row[n]:11.3f}" for n in names if n != "revisit"]

@@ -39,7 +39,8 @@ class Sequences:
 
     x and velocity `[B, F, N, E]`; t, r, split, action, heading, index `[B, F]`; pose `[B, F, 2]`; `mapped` counts the
     first sequences of the batch, whose r may lie below t (all others have r = t); `split` lies between r and t;
-    `weight` `[B, F, N, E]` says how much the error of a value counts.
+    `weight` `[B, F, N, E]` says how much the error of a value counts; `read` `[B, F, N, R]` is what each frame
+    read from the memory, if the network has one.
     """
 
     x: Tensor
@@ -53,6 +54,7 @@ class Sequences:
     pose: Tensor
     index: Tensor
     mapped: int
+    read: Tensor | None = None
 
     def _each(self, change: Callable[[Tensor], Tensor], mapped: int) -> Sequences:
         return Sequences(
@@ -67,6 +69,7 @@ class Sequences:
             pose=change(self.pose),
             index=change(self.index),
             mapped=mapped,
+            read=None if self.read is None else change(self.read),
         )
 
     def to(self, device: str) -> Sequences:
@@ -118,7 +121,7 @@ def joint_forward(model: DiT, s: Sequences, context: KV | None = None) -> tuple[
     time = model.time_rotation(s.index).conj()[:, :, None].expand(-1, -1, n, -1)
     rotation = torch.cat([time, space], dim=-1)[:, :, None]
     cos, sin = rotation.real.contiguous(), rotation.imag.contiguous()
-    h = model.embed(s.x) + model.place
+    h = model.enter(s.x, s.read)
     kv: KV = []
     for layer, block in enumerate(model.blocks):
         if not isinstance(block, Block):

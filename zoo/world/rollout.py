@@ -10,7 +10,8 @@ keys and values of frame T - d at a level:
 
 Level S are the keys and values of a clean pass (t = r = 0) over the finished frame; prompt frames have them at every
 level. A frame reads the 8 frames before it and frame 0, whose distance is clamped; with recall also a few older frames,
-chosen by pose (`paceline.pipeline.recall`), each world its own.
+chosen by pose (`paceline.pipeline.recall`), each world its own. A network with a memory reads it once for each frame; a
+frame is written when it has left the window.
 
 Shape suffixes: W worlds, T frames, N tokens, E token size, H heads, D head size.
 """
@@ -25,14 +26,17 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from paceline.kernels.delta_rule import delta_read, delta_write
 from paceline.pipeline.recall import Recall
 from paceline.pipeline.times import step_times
 from paceline.stages.dit.network import Block, DiT, rotate
 from paceline.stages.dit.patches import decode, ground_noise, patchify
 from zoo.world.environment import TORUS, Bytes, Ints, Worlds
 
-__all__ = ["MODES", "WINDOW", "ContextMode", "Record", "level_read", "record", "rollout"]
+__all__ = ["MODES", "WINDOW", "ContextMode", "Control", "Record", "level_read", "record", "rollout"]
 
+Control = Literal["none", "zero", "swap"]
+"""What stands in for the memory: nothing, an empty one, or that of another world."""
 ContextMode = Literal["clean", "cascade", "staggered", "matched"]
 MODES: tuple[ContextMode, ...] = get_args(ContextMode)
 WINDOW = 8  # earlier frames that a frame reads, beside frame 0
@@ -90,13 +94,19 @@ class _Cached:
 class _Player:
     """Computes frames of all worlds of a record, one forward after the other."""
 
-    def __init__(self, model: DiT, truth: Record, mode: ContextMode, steps: int, recall: int = 0) -> None:
-        self.model, self.mode, self.steps, self.recall = model, mode, steps, recall
+    def __init__(
+        self, model: DiT, truth: Record, mode: ContextMode, steps: int, recall: int = 0, control: Control = "none"
+    ) -> None:
+        self.model, self.mode, self.steps, self.recall, self.control = model, mode, steps, recall, control
         self.device = model.place.device
         self.action, self.heading, self.pose = (
             torch.from_numpy(x).to(self.device) for x in (truth.action, truth.heading, truth.pose)
         )
         self.cache: dict[int, _Cached] = {}
+        worlds = truth.pose.shape[1]
+        self.state = None if model.memory is None else model.memory.empty(worlds)
+        self.unwritten: dict[int, Tensor] = {}
+        self.read: Tensor | None = None
         self.recalls = [
             Recall(recall, WINDOW, 1, max(WINDOW, steps), steps + 2, model.config.view)
             for _ in range(truth.pose.shape[1])
@@ -127,7 +137,7 @@ class _Player:
         now = model.time_rotation(torch.tensor(0, device=self.device)).expand(*own.shape[:-1], -1)
         here = torch.cat([now, own], dim=-1)[:, None]
         layers: list[tuple[Tensor, Tensor]] = []
-        h = model.enter(x)
+        h = model.enter(x, self.read)
         for layer, block in enumerate(model.blocks):
             if not isinstance(block, Block):
                 raise TypeError(f"layer {layer} is a {type(block).__name__}, not a Block")
@@ -182,9 +192,27 @@ class _Player:
         mask = torch.tensor(reads, device=self.device).repeat_interleave(self.model.config.tokens, dim=1)
         return found, mask[:, None, None]
 
+    def look_back(self, frame: int, prompt: int) -> None:
+        """Write the frame that has left the window to the memory, and read it for `frame`. Prompt frames read an empty
+        one."""
+        memory = self.model.memory
+        if memory is None or self.state is None:
+            return
+        old = self.unwritten.pop(frame - max(WINDOW, self.steps) - 1, None)
+        if old is not None:
+            k, v, beta = memory.writes(old, self.pose[frame - max(WINDOW, self.steps) - 1])
+            self.state = delta_write(self.state, k, v, beta)
+        state = self.state if frame >= prompt and self.control != "zero" else torch.zeros_like(self.state)
+        if self.control == "swap":
+            state = state.roll(1, dims=0)
+        pose = self.pose[frame]
+        self.read = memory.arrange(delta_read(state, memory.keys(pose)), pose)
+
     def finish(self, frame: int, x: Tensor) -> None:
         """The clean pass over a finished frame; frames that left the window are forgotten."""
         self.forward(frame, self.steps, x, 0.0, 0.0)
+        if self.state is not None:
+            self.unwritten[frame] = x
         for old in [f for f in self.cache if 0 < f <= frame - WINDOW]:
             if not self.recall:
                 del self.cache[old]
@@ -204,23 +232,24 @@ class _Player:
 @torch.no_grad()
 def rollout(
     model: DiT, truth: Record, mode: ContextMode, steps: int, prompt: int = 4, seed: int = 0, forced: bool = False,
-    recall: int = 0,
+    recall: int = 0, control: Control = "none",
 ) -> Bytes:  # fmt: skip
     """Frames `[T, W, 32, 32, 3]` that the model makes after `prompt` true ones, under the actions of the record. Every
-    frame recalls at most `recall` older ones.
+    frame recalls at most `recall` older ones, and reads the memory that the network has, or what stands in for it.
 
     With `forced` every frame is predicted from true earlier frames; then only the mode `clean` has a meaning, and
     `ValueError` is raised for another.
     """
     if forced and mode != "clean":
         raise ValueError(f"true earlier frames have no level for the context mode {mode!r}; use 'clean'")
-    player = _Player(model, truth, mode, steps, recall)
+    player = _Player(model, truth, mode, steps, recall, control)
     draw = np.random.Generator(np.random.Philox(key=[seed, 0x6E6F697365]))
     fields = torch.from_numpy(draw.standard_normal((truth.frames.shape[1], 2 * TORUS, 2 * TORUS, 3), dtype=np.float32))
     out = []
     for frame in range(len(truth.frames)):
         true = patchify(torch.from_numpy(truth.frames[frame])).to(player.device)
         x = true
+        player.look_back(frame, prompt)
         if frame >= prompt:
             if model.config.noise == "ground":
                 views = zip(fields, truth.pose[frame].tolist(), strict=True)

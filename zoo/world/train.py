@@ -1,10 +1,14 @@
-"""Train the world model: `python -m zoo.world.train --out RUN`.
+"""Train the world model: `python -m zoo.world.train --out RUN`, and with `--memory` its context memory, too.
 
 Two phases in one run: flow matching for `--map-from` steps, then the flow map joins in. The learning rate warms up,
 holds, and falls to zero over the last `--decay` steps, so a run can be extended or cut short by resuming it with
 another `--steps`. A run folder holds `checkpoint.safetensors` (weights, averaged weights, optimiser state, step),
 `log.jsonl` and `weights.safetensors` (the averaged weights, ready to serve). Resuming continues exactly: batches are
 a function of seed and step, and there is no other randomness.
+
+With `--memory` a run starts from the weights of `--start`, which has none. The memory is trained alone first
+(`zoo/world/memory.py`); then the network learns to read it, on sequences of which two thirds are too short to show what
+the memory holds, while what writes the memory stays as it is.
 """
 
 from __future__ import annotations
@@ -22,12 +26,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from paceline.stages.dit.config import DiTConfig
-from paceline.stages.dit.network import DiT, save_dit
+from paceline.stages.dit.config import DiTConfig, GroundMemoryConfig
+from paceline.stages.dit.network import DiT, load_dit, save_dit
 from zoo.world import flowmap
 from zoo.world.batches import Recipe, draw_batch
-from zoo.world.evaluate import quick_score
+from zoo.world.evaluate import memory_score, quick_score
 from zoo.world.flowmap import Sequences, loss
+from zoo.world.memory import Histories, MemoryPlan, rehearse
 
 __all__ = ["TrainPlan", "Trainer", "main", "publish", "run"]
 
@@ -46,6 +51,10 @@ class TrainPlan:
     seed: int = 1
     bf16: bool = True
     recipe: Recipe = field(default_factory=Recipe)
+    memory: MemoryPlan | None = None
+    """How the memory is trained; None for a network without one"""
+    memory_rate: float = 3e-3
+    """Learning rate of what reads the memory into the network"""
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step."""
@@ -55,32 +64,47 @@ class TrainPlan:
 
     def recipe_at(self, step: int) -> Recipe:
         """How the batch of a step is drawn."""
-        return replace(self.recipe, map_share=self.map_share) if step >= self.map_from else self.recipe
+        recipe = replace(self.recipe, map_share=self.map_share) if step >= self.map_from else self.recipe
+        if self.memory is not None:
+            batch, frames = (16, 4) if step % 3 else (6, 10)
+            recipe = replace(recipe, batch=batch, frames=frames)
+        return recipe
 
 
 class Trainer:
     """A model, its averaged weights and its optimiser, `step` steps into a plan."""
 
-    def __init__(self, plan: TrainPlan, config: DiTConfig, device: str = "cpu") -> None:
+    def __init__(self, plan: TrainPlan, config: DiTConfig, device: str = "cpu", start: DiT | None = None) -> None:
+        """`start`: a network without a memory whose weights are taken."""
         self.plan, self.device, self.step = plan, device, 0
+        self.histories: Histories | None = None
         with torch.random.fork_rng():  # torch.nn draws first weights from the global generator
             torch.manual_seed(plan.seed)
             self.model = DiT(config).to(device)
+        if start is not None:
+            self.model.load_state_dict(self.model.state_dict() | start.state_dict())
+        if self.model.memory is not None:
+            for part in (self.model.memory.value, self.model.memory.gate):
+                part.requires_grad_(False)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.model.parameters() if p.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}],
-            lr=plan.rate,
-            betas=(0.9, 0.97),
-        )
+        reading = set() if self.model.memory is None else set(self.model.memory.read.parameters())
+        trained = [p for p in self.model.parameters() if p.requires_grad and p not in reading]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": 0.01, "share": 1.0},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0, "share": 1.0},
+        ]
+        if reading:
+            mine = [p for p in self.model.parameters() if p in reading]
+            groups.append({"params": mine, "weight_decay": 0.0, "share": plan.memory_rate / plan.rate})
+        self.optimizer = torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.97))
 
     def advance(self) -> tuple[Tensor, Tensor, Sequences]:
         """One step; returns the loss, the squared error of every frame `[B, F]`, and the batch."""
         plan = self.plan
-        batch = draw_batch(plan.recipe_at(self.step), plan.seed, self.step).to(self.device)
+        draw = draw_batch if self.histories is None else self.histories.batch
+        batch = draw(plan.recipe_at(self.step), plan.seed, self.step).to(self.device)
         for group in self.optimizer.param_groups:
-            group["lr"] = plan.rate_at(self.step)
+            group["lr"] = plan.rate_at(self.step) * group["share"]
         total, error = loss(self.model, batch, plan.bf16)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
@@ -94,6 +118,18 @@ class Trainer:
         self.step += 1
         return total.detach(), error, batch
 
+    def rehearse(self, note: Callable[[dict[str, float]], None]) -> None:
+        """Train the memory alone, before the first step."""
+        if self.model.memory is None or self.plan.memory is None:
+            raise ValueError("the network has no memory to train")
+        for part in (self.model.memory.value, self.model.memory.gate):
+            part.requires_grad_(True)
+        rehearse(self.model.memory, self.plan.memory, note)
+        for part in (self.model.memory.value, self.model.memory.gate):
+            part.requires_grad_(False)
+        for name, value in self.model.state_dict().items():
+            self.average[name].copy_(value)
+
     def averaged(self) -> DiT:
         """A model with the averaged weights, for serving."""
         model = DiT(self.model.config).to(self.device)
@@ -105,7 +141,7 @@ class Trainer:
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
         for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state[parameter].items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{name}.{key}"] = value
         metadata = {"step": str(self.step), "plan": json.dumps(asdict(self.plan))}
         metadata["dit_config"] = json.dumps(asdict(self.model.config))
@@ -128,7 +164,9 @@ class Trainer:
         self.average = {k[8:]: v for k, v in tensors.items() if k.startswith("average.")}
         for name, parameter in self.model.named_parameters():
             head = f"optimizer.{name}."
-            self.optimizer.state[parameter] = {k[len(head) :]: v for k, v in tensors.items() if k.startswith(head)}
+            state = {k[len(head) :]: v for k, v in tensors.items() if k.startswith(head)}
+            if state:
+                self.optimizer.state[parameter] = state
 
 
 def publish(trainer: Trainer, path: Path) -> None:
@@ -160,20 +198,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--score-every", type=int, default=400)
     parser.add_argument("--publish", type=Path, default=None, help="write the averaged weights here too at every score")
+    parser.add_argument("--memory", action="store_true", help="train a context memory into the network of --start")
+    parser.add_argument("--start", type=Path, default=Path(__file__).parent / "weights.safetensors")
+    parser.add_argument("--memory-steps", type=int, default=MemoryPlan().steps, help="of the memory alone")
+    parser.add_argument("--walks", type=int, default=MemoryPlan().walks, help="long walks that are learnt from")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    plan = TrainPlan(
-        steps=args.steps, decay=args.decay, map_from=args.map_from, map_share=args.map_share, rate=args.rate,
-        seed=args.seed, bf16=not args.no_bf16, recipe=Recipe(batch=args.batch),
-    )  # fmt: skip
     if args.compile:
         flowmap.joint_forward = torch.compile(flowmap.joint_forward)
-    trainer = Trainer(plan, DiTConfig(width=args.width, layers=args.layers, noise="ground"), args.device)
     args.out.mkdir(parents=True, exist_ok=True)
     checkpoint = args.out / "checkpoint.safetensors"
+    if not args.memory:
+        plan = TrainPlan(
+            steps=args.steps, decay=args.decay, map_from=args.map_from, map_share=args.map_share, rate=args.rate,
+            seed=args.seed, bf16=not args.no_bf16, recipe=Recipe(batch=args.batch),
+        )  # fmt: skip
+        trainer = Trainer(plan, DiTConfig(width=args.width, layers=args.layers, noise="ground"), args.device)
+        if checkpoint.is_file():
+            trainer.load(checkpoint)
+        run(trainer, args.out, args.save_every, args.score_every, args.publish)
+        return
+    memory = MemoryPlan(steps=args.memory_steps, walks=args.walks, seed=args.seed)
+    plan = TrainPlan(
+        steps=args.steps, warmup=30, decay=args.decay, map_from=0, map_share=args.map_share, rate=args.rate,
+        average=0.99, seed=args.seed, bf16=not args.no_bf16, memory=memory,
+    )  # fmt: skip
+    start = load_dit(args.start, args.device)
+    trainer = Trainer(plan, replace(start.config, memory=GroundMemoryConfig()), args.device, start)
     if checkpoint.is_file():
         trainer.load(checkpoint)
-    run(trainer, args.out, args.save_every, args.score_every, args.publish)
+    else:
+        trainer.rehearse(lambda record: print("  ".join(f"{k} {v:.4g}" for k, v in record.items()), flush=True))
+        trainer.save(checkpoint)
+    if trainer.model.memory is not None:
+        trainer.histories = Histories.walk(trainer.model.memory, memory)
+    run(trainer, args.out, args.save_every, args.score_every, args.publish, memory_score)
 
 
 def run(

@@ -13,10 +13,12 @@ from safetensors import SafetensorError, safe_open
 from paceline.pipeline.recall import View
 from paceline.stages.world_file import WeightsError, WorldHeader
 
-__all__ = ["LAGS", "DiTConfig", "FrameCondition"]
+__all__ = ["CELLS", "LAGS", "DiTConfig", "FrameCondition", "GroundMemoryConfig"]
 
 LAGS = 256
 """Distances in frames that the time axis can tell apart."""
+CELLS = 4
+"""Cells of a token for the memory, 2 x 2, each in a head of its own."""
 _LARGEST = 1 << 24
 """Of any number in a configuration: sizes multiply, and a plan is made before a tensor is read."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -31,6 +33,19 @@ class FrameCondition:
     heading: int
     pose_y: int
     pose_x: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroundMemoryConfig:
+    """Sizes of the memory's state: `keys` and `values` of each of its heads."""
+
+    keys: int = 512
+    values: int = 13
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one session's state."""
+        return 4 * CELLS * self.keys * self.values
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +66,8 @@ class DiTConfig:
     space_frequencies: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
     noise: Literal["frame", "ground"] = "frame"
     """What a frame starts from: noise of its own, or noise that lies on the ground and moves with the view."""
+    memory: GroundMemoryConfig | None = None
+    """Of the context memory that the network was trained to read (`ground_memory.py`); None: it reads none."""
 
     @property
     def tokens(self) -> int:
@@ -123,6 +140,8 @@ class DiTConfig:
             raise ValueError(f"width {self.width} is odd; times are embedded as pairs")
         if self.noise == "ground" and self.token_dim != 48:
             raise ValueError(f"noise on the ground needs tokens of 4 x 4 pixels, 48 values, not {self.token_dim}")
+        if self.memory is not None:
+            self._check_memory(self.memory)
         if not all(math.isfinite(value) for value in self.time_frequencies):
             raise ValueError("time_frequencies must be finite")
         if not all(abs(value) <= _LARGEST for value in self.space_frequencies):
@@ -133,6 +152,18 @@ class DiTConfig:
                 f"{len(self.time_frequencies)} time and 2 x {len(self.space_frequencies)} space frequencies "
                 f"rotate {2 * pairs} of {self.head_dim} values of a head; they must rotate all of them"
             )
+
+    def _check_memory(self, memory: GroundMemoryConfig) -> None:
+        if self.token_dim != 48 or self.torus % 2:
+            raise ValueError("a memory of the ground needs tokens of 4 x 4 pixels and an even torus")
+        side = self.torus // 2
+        most = (2 * ((side - 1) // 2) + 1) ** 2 - 1
+        if not 2 <= memory.keys <= most or memory.keys % 2:
+            raise ValueError(
+                f"memory.keys is {memory.keys}; it must be even and 2 to {most} on a torus of {self.torus}"
+            )
+        if not 2 <= memory.values <= 256:
+            raise ValueError(f"memory.values is {memory.values}; it must be 2 to 256")
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of all weights."""
@@ -147,6 +178,12 @@ class DiTConfig:
         for layer in range(self.layers):
             inside = {"qkv": (3 * c, c), "out": (c, c), "up": (4 * c, c), "down": (c, 4 * c)}
             linear |= {f"blocks.{layer}.{name}": shape for name, shape in inside.items()}
+        if self.memory is not None:
+            cell, v = self.token_dim // CELLS, self.memory.values
+            linear |= {
+                "memory.value.0": (64, cell), "memory.value.2": (v - 1, 64), "memory.gate.0": (32, cell),
+                "memory.gate.2": (1, 32), "memory.read.0": (256, CELLS * v), "memory.read.2": (c, 256),
+            }  # fmt: skip
         for name, shape in linear.items():
             shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
         return shapes

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from paceline.stages.dit.config import LAGS, DiTConfig
 from paceline.stages.dit.file import not_finite
+from paceline.stages.dit.memory import GroundMemory
 from paceline.stages.finite import is_finite
 from paceline.stages.world_file import WeightsError
 
@@ -108,6 +109,7 @@ class DiT(nn.Module):
         self.modulation = nn.Linear(c, (6 * config.layers + 2) * c)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.head = nn.Linear(c, config.token_dim)
+        self.memory = None if config.memory is None else GroundMemory(config)
         nn.init.normal_(self.place, std=0.02)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
@@ -151,10 +153,11 @@ class DiT(nn.Module):
         """One layer."""
         return cast(Block, self.blocks[layer])
 
-    def enter(self, x_RNE: Tensor) -> Tensor:
-        """Tokens to the residual stream `[R, N, C]`."""
+    def enter(self, x_RNE: Tensor, read_RNR: Tensor | None = None) -> Tensor:
+        """Tokens to the residual stream `[R, N, C]`, with what was read from the memory for each frame, if anything."""
         h: Tensor = self.embed(x_RNE)
-        return h + self.place
+        h = h + self.place
+        return h if read_RNR is None or self.memory is None else h + self.memory.embed(read_RNR)
 
     def leave(self, x_RNC: Tensor, modulation_R: Tensor) -> Tensor:
         """Residual stream to the velocity `[R, N, token_dim]`."""
