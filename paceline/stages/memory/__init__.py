@@ -1,0 +1,30 @@
+"""Context memories: a state of constant size that holds the frames behind the window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from paceline.registry import Registry
+from paceline.stages.memory.protocol import ContextMemory, MemoryShape, State, Writes
+
+__all__ = ["MEMORIES", "ContextMemory", "MemoryShape", "State", "Writes", "make_memory"]
+
+MEMORIES = Registry(
+    "context memory",
+    "paceline.context_memories",
+    {
+        "delta": "paceline.stages.memory.delta:DeltaMemory",
+        "linear": "paceline.stages.memory.linear:LinearMemory",
+    },
+)
+"""The rules of `context.memory.kind`."""
+
+
+def make_memory(kind: str, options: Mapping[str, bool | int | float | str]) -> ContextMemory:
+    """The memory of a kind. Raises `ValueError` where there is none, or it does not take the options."""
+    made = MEMORIES.load(kind)
+    try:
+        memory: ContextMemory = made(**options)
+    except TypeError as error:
+        raise ValueError(f"context memory {kind}: {error}") from error
+    return memory
