@@ -30,6 +30,8 @@ from paceline.stages.finite import NotFinite, is_finite
 from paceline.stages.frame_cache import FrameCache
 from paceline.stages.frame_trace import FrameTrace
 from paceline.stages.item import Meta
+from paceline.stages.memory import make_memory
+from paceline.stages.memory.frame_memory import FrameMemory, empty_read
 from paceline.stages.passes import Pass, run_layers
 from paceline.stages.relay import spend
 from paceline.stages.world_file import WorldHeader, find_weights, open_world
@@ -88,6 +90,11 @@ def _world_session(
     metas: dict[int, Meta] = {}
     world = model.open(session.seed)
     decoder.open(session.id)
+    spec_of_memory, memory = topology.context.memory, None
+    reads: dict[int, torch.Tensor] = {}
+    if spec_of_memory is not None:
+        rule = make_memory(spec_of_memory.kind, spec_of_memory.options)
+        memory = FrameMemory(rule, model, context.written)
     decode = next((name for name, stage in topology.stages.items() if stage.kind is StageKind.decode), "decode")
 
     # One diagonal after another, oldest frame first; in mode `clean` a diagonal is a single pass.
@@ -104,15 +111,20 @@ def _world_session(
                 for level in context.recallable:
                     cache.keep(other, level, (frame - 1) * stride + steps)
         latents[frame] = tensors[0].to(model.device) if tensors else world.start_noise(frame, condition)
+        if memory is not None and frame < prompt:
+            memory.finished(frame, latents[frame], condition)
+            reads[frame] = empty_read(rule, model, condition)
+        elif memory is not None:
+            reads[frame] = memory.read(frame, condition)
 
     def run(frame: int, step: int) -> None:
         started = now()
         first = context.first_step(frame)
         t, r = pass_times(times, step, first)
-        row, reads = Row(frame, step), context.reads(frame, step)
+        row, seen = Row(frame, step), context.reads(frame, step)
         clean = step == steps
         condition = model.condition(metas[frame])
-        p = Pass.start(model, world, cache, row, reads, latents[frame], t, r, condition, clean)
+        p = Pass.start(model, world, cache, row, seen, latents[frame], t, r, condition, clean, reads.get(frame))
         run_layers(model, [p], 0, header.layers)
         if not clean:
             latents[frame] = p.step_to()
@@ -121,6 +133,8 @@ def _world_session(
         recorder.add(None, session.id, "prefill" if frame < prompt else "layers", frame, step, started)
         if step == steps - 1:
             started = now()
+            if memory is not None:
+                memory.finished(frame, latents[frame], condition)
             pictures = decoder.decode(session.id, frame - prompt, latents[frame])
             recorder.add(decode, session.id, "decode", frame, -1, started)
             if not is_finite(latents[frame]):
@@ -147,6 +161,7 @@ def _world_session(
         cache.advance(slot + 1, oldest, topology.context.sinks)
         latents.pop(oldest, None)
         metas.pop(oldest, None)
+        reads.pop(oldest, None)
     digests = cache.digests()
     cache.close()
     decoder.close(session.id)

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from paceline.pipeline.context import Context, slot_of
 from paceline.pipeline.program import Give, Program, Row, Unit, UnitKind
-from paceline.pipeline.topology import ContextMode, FrameTopology
+from paceline.pipeline.topology import ContextMode, FrameTopology, StageKind
 from paceline.stages.failed import failure_in, failure_text, with_failure
 from paceline.stages.frame_cache import FrameCache
 from paceline.stages.frame_sharing import SharedFrames
 from paceline.stages.frame_tiers import FrameTiers
 from paceline.stages.item import Item, Key, Meta
+from paceline.stages.memory import make_memory
+from paceline.stages.memory.frame_memory import FrameMemory, empty_read
 from paceline.stages.passes import Pass, run_layers
 from paceline.stages.world_model import AnyWorldModel, AnyWorldSession
 from paceline.tiers.manager import TierManager
@@ -39,6 +41,10 @@ class _Session:
     cache: FrameCache
     latents: dict[int, Tensor] = field(default_factory=dict)
     metas: dict[int, Meta] = field(default_factory=dict)
+    memory: FrameMemory | None = None
+    """The context memory, at the stage of the first step"""
+    reads: dict[int, Tensor] = field(default_factory=dict)
+    """By frame: what it read from the context memory"""
     running: dict[Row, Pass] = field(default_factory=dict)
     slot: int = -1
     """All slots before this one are over"""
@@ -71,6 +77,8 @@ class DenoiseStage:
         self._shared = None if tiers is None else SharedFrames(tiers)
         self._times = model.header.step_times(topology.steps)
         self._layers = model.header.layers
+        spec = topology.context.memory
+        self._rule = None if spec is None else make_memory(spec.kind, spec.options)
         self._sessions: dict[int, _Session] = {}
 
     @property
@@ -91,7 +99,9 @@ class DenoiseStage:
             tiers = FrameTiers(self.tiers, tokens, context.sinks, context.lasting, session, context.prompt, shared)
         cache = FrameCache(self.model, program.prompt if self._kv_hash else None, tiers)
         world = self.model.open(self._seed_of[session])
-        self._sessions[session] = _Session(world, context, cache)
+        state = self._sessions[session] = _Session(world, context, cache)
+        if self._rule is not None and 0 in self.steps:
+            state.memory = FrameMemory(self._rule, self.model, context.written)
 
     def close(self, session: int) -> None:
         """Free the session's state."""
@@ -100,6 +110,10 @@ class DenoiseStage:
     def digests(self, session: int) -> dict[int, str]:
         """SHA-256 by level of all KV computed here for a session; none of one that is known here to have failed."""
         return self._sessions[session].cache.digests()
+
+    def memory(self, session: int) -> FrameMemory | None:
+        """The context memory of a session, where it is here."""
+        return self._sessions[session].memory
 
     def kv_bytes(self) -> int:
         """Bytes of KV held for all sessions."""
@@ -113,7 +127,8 @@ class DenoiseStage:
         cache.place(0, condition)
         session = self.model.open(0)
         x, (t, r) = session.start_noise(0, condition), self._times[:2]
-        p = Pass.start(self.model, session, cache, Row(0, 0), (), x, t, r, condition)
+        read = None if self._rule is None else empty_read(self._rule, self.model, condition)
+        p = Pass.start(self.model, session, cache, Row(0, 0), (), x, t, r, condition, memory=read)
         run_layers(self.model, [p], 0, self._layers)
 
     @torch.inference_mode()
@@ -150,17 +165,25 @@ class DenoiseStage:
             if mark is not None:
                 self._fail(state, mark)
         for item in items:
-            if self.topology.edges[item.key.edge].carries == "kv":
+            frame, carries = item.key.position, self.topology.edges[item.key.edge].carries
+            if carries == "kv":
                 self._take_kv(state, item)
                 continue
-            frame = item.key.position
+            if carries == "latent":
+                self._remember(state, frame, item.tensors[0].to(self.device))
+                continue
             state.metas[frame] = item.meta
             state.context.begin(frame, int(item.meta.get("first_step", 0)))
             condition = self.model.condition(item.meta)
             state.cache.place(frame, condition)
             self._see(state, frame, condition)
-            if item.tensors:
-                state.latents[frame] = item.tensors[0].to(self.device)
+            tensors = [tensor.to(self.device) for tensor in item.tensors]
+            if self._rule is not None:
+                state.reads[frame] = self._read(state, frame, condition, tensors)
+            if tensors:
+                state.latents[frame] = tensors[0]
+            if frame < state.context.prompt:
+                self._remember(state, frame, tensors[0])
 
     def _see(self, state: _Session, frame: int, condition: Any) -> None:
         """What a frame recalls is known before its latent is computed on."""
@@ -171,6 +194,19 @@ class DenoiseStage:
                     state.cache.keep(other, level, max(self._slot(frame - 1, step) for step in self.steps))
         if context.first_step(frame) <= self.steps[-1]:  # else no pass of it is here, and nothing is read for it
             state.cache.prefetch(context.recalled(frame))
+
+    def _read(self, state: _Session, frame: int, condition: Any, tensors: list[Tensor]) -> Tensor:
+        """What a frame reads from the context memory: read here, or taken from what came with the latent."""
+        if self._rule is None:
+            raise ValueError("the topology has no context memory")
+        if frame < state.context.prompt:
+            return empty_read(self._rule, self.model, condition)
+        return tensors.pop() if state.memory is None else state.memory.read(frame, condition)
+
+    def _remember(self, state: _Session, frame: int, latent: Tensor) -> None:
+        """A frame is finished, or was given: it goes to the context memory, if that is here."""
+        if state.memory is not None:
+            state.memory.finished(frame, latent, self.model.condition(state.metas[frame]))
 
     def _take_kv(self, state: _Session, item: Item) -> None:
         level, first = divmod(item.key.part, self._layers)
@@ -215,7 +251,10 @@ class DenoiseStage:
             state.latents[frame] = state.world.start_noise(frame, condition)
         self._keep(state, frame, row.step)
         reads, x = state.context.reads(frame, row.step), state.latents[frame]
-        return Pass.start(self.model, state.world, state.cache, row, reads, x, t, r, condition, row.step == steps)
+        memory = state.reads.get(frame)
+        return Pass.start(
+            self.model, state.world, state.cache, row, reads, x, t, r, condition, row.step == steps, memory
+        )
 
     def _run_layers(self, units: Sequence[Unit]) -> None:
         start, stop = units[0].layers
@@ -241,6 +280,8 @@ class DenoiseStage:
             p = state.running.pop(row)
             if row.step < self.topology.steps:
                 state.latents[row.frame] = p.step_to()
+            if row.step == self.topology.steps - 1:
+                self._remember(state, row.frame, state.latents[row.frame])
 
     def _ends_slot(self, unit: Unit) -> bool:
         """Whether the pass that ends here is the last of its slot: of the stage's steps the first comes last."""
@@ -260,7 +301,7 @@ class DenoiseStage:
         newest = self._last_of(slot - 1, self.steps[0])
         oldest = newest - self.topology.steps - 1
         state.cache.advance(slot, oldest - state.context.window, state.context.sinks)
-        for held in (state.latents, state.metas):
+        for held in (state.latents, state.metas, state.reads):
             for frame in [f for f in held if f < oldest]:
                 del held[frame]
 
@@ -287,7 +328,11 @@ class DenoiseStage:
             # It may just have been lost.
             self._check(unit)
             return Item(key, (stacked.view(len(kv), 2, *k_HND.shape),), with_failure({}, state.failed))
-        meta = with_failure(state.metas[give.position], state.failed)
         # A frame that skips all steps of this stage has no latent yet: it starts from noise further on.
-        tensors = () if unit.kind is UnitKind.drain else (state.latents[give.position],)
-        return Item(key, tensors, meta)
+        tensors = [] if unit.kind is UnitKind.drain else [state.latents[give.position]]
+        if edge.carries == "latent":
+            return Item(key, tuple(tensors), with_failure({}, state.failed))
+        target = self.topology.stages[edge.target].kind
+        if self._rule is not None and give.position >= state.context.prompt and target is StageKind.denoise:
+            tensors.append(state.reads[give.position])
+        return Item(key, tuple(tensors), with_failure(state.metas[give.position], state.failed))

@@ -44,13 +44,15 @@ class Pass:
     """Rotation of the queries"""
     keys_only: bool
     """A clean pass: run for its KV alone, so its last layer ends once keys and values are known"""
+    memory: Tensor | None
+    """What the frame read from the context memory"""
     h_NC: Tensor | None = None
     output: Tensor | None = field(default=None)
 
     @classmethod
     def start(
         cls, model: AnyWorldModel, session: AnyWorldSession, cache: FrameCache, row: Row, reads: tuple[Read, ...],
-        x: Tensor, t: float, r: float, condition: Any, keys_only: bool = False,
+        x: Tensor, t: float, r: float, condition: Any, keys_only: bool = False, memory: Tensor | None = None,
     ) -> Pass:  # fmt: skip
         """Look up conditions and rotations; nothing is computed on tokens yet."""
         frames = [read.frame for read in reads]
@@ -58,7 +60,18 @@ class Pass:
         rotation_FNP = model.rotation(row.frame, frames, own)
         embedding = session.embed(row.frame, t, r, condition)
         return cls(
-            row, x, t, r, session, cache, reads, embedding, rotation_FNP.flatten(0, 1), rotation_FNP[-1], keys_only
+            row,
+            x,
+            t,
+            r,
+            session,
+            cache,
+            reads,
+            embedding,
+            rotation_FNP.flatten(0, 1),
+            rotation_FNP[-1],
+            keys_only,
+            memory,
         )
 
     def step_to(self) -> Tensor:
@@ -75,7 +88,8 @@ def run_layers(model: AnyWorldModel, passes: list[Pass], start: int, stop: int) 
     """
     last = model.header.layers - 1
     if start == 0:
-        h = model.enter(_rows([p.x for p in passes]))
+        reads = [p.memory for p in passes if p.memory is not None]
+        h = model.enter(_rows([p.x for p in passes]), _rows(reads) if reads else None)
     else:
         h = _rows([p.h_NC for p in passes if p.h_NC is not None])
     embedding = model.batch([p.embedding for p in passes])

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "WORLD_MODELS",
+    "MemoryShape",
     "WeightsError",
     "WorldFile",
     "WorldHeader",
@@ -46,6 +47,17 @@ _ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 class WeightsError(ValueError):
     """A file or folder holds no world model, or one that can't run. The message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryShape:
+    """Sizes of the context memory that a model was trained to read: heads, and keys and values of each."""
+
+    heads: int
+    keys: int
+    values: int
+    read: tuple[int, ...]
+    """Shape of what a frame reads, float32; it travels with the latent"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,8 @@ class WorldHeader:
     evenly spaced"""
     view: View | None = None
     """What a frame shows, where frames can be recalled by pose"""
+    memory: MemoryShape | None = None
+    """Of the context memory that the model was trained with; None where it reads none"""
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "head_dim", "tokens", "latent_frames", "pictures", "columns"):
@@ -111,7 +125,9 @@ class WorldHeader:
         """Sizes for plans and credits."""
         latent = prod(self.latent) * _ITEMSIZE[self.latent_dtype]
         height, width = self.picture
-        return ModelShape(self.layers, latent, self.kv_layer_bytes, self.pictures * height * width * 3, self.view)
+        pictures = self.pictures * height * width * 3
+        read = 0 if self.memory is None else 4 * prod(self.memory.read)
+        return ModelShape(self.layers, latent, self.kv_layer_bytes, pictures, self.view, read)
 
 
 class WorldFile(Protocol):

@@ -81,8 +81,9 @@ class WorldModel(Protocol[ConditionT, EmbeddingT]):
         """The embeddings of several rows as one. A single one may be returned as it is."""
         ...
 
-    def enter(self, x: Tensor) -> Tensor:
-        """Latents `[R, *latent]` to the residual stream `[R, N, C]`."""
+    def enter(self, x: Tensor, read: Tensor | None = None) -> Tensor:
+        """Latents `[R, *latent]` to the residual stream `[R, N, C]`. `read` `[R, *MemoryShape.read]` is what the frames
+        read from a context memory, where the topology has one. Such a model also implements `MemoryModel`."""
         ...
 
     def project(self, layer: int, x_RNC: Tensor, embedding: EmbeddingT) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-
 from paceline.stages.dit_config import DiTConfig, GroundMemoryConfig
 from paceline.stages.ground_memory import GroundMemory
+from torch import Tensor
+
 from paceline.stages.memory import MEMORIES, ContextMemory, MemoryShape, State, Writes, make_memory
 from paceline.stages.memory.frame_memory import FrameMemory
 

@@ -11,7 +11,7 @@ import msgspec
 from safetensors import SafetensorError, safe_open
 
 from paceline.pipeline.recall import View
-from paceline.stages.world_file import WeightsError, WorldHeader
+from paceline.stages.world_file import MemoryShape, WeightsError, WorldHeader
 
 __all__ = ["CELLS", "LAGS", "DiTConfig", "FrameCondition", "GroundMemoryConfig"]
 
@@ -42,10 +42,9 @@ class GroundMemoryConfig:
     keys: int = 512
     values: int = 13
 
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of one session's state."""
-        return 4 * CELLS * self.keys * self.values
+    def shape(self, tokens: int) -> MemoryShape:
+        """As every world model states it: a head for each cell of a token."""
+        return MemoryShape(CELLS, self.keys, self.values, read=(tokens, CELLS * self.values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +100,7 @@ class DiTConfig:
             picture=(self.grid_y * patch, self.grid_x * patch),
             columns=self.grid_x,
             view=self.view,
+            memory=None if self.memory is None else self.memory.shape(self.tokens),
         )
 
     @classmethod

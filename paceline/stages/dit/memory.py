@@ -65,7 +65,7 @@ class GroundMemory(nn.Module):
         row_BQN, column_BQN = self._places(pose_B2)
         angle = (row_BQN[..., None] * self.frequency[:, 0] + column_BQN[..., None] * self.frequency[:, 1]) % self.side
         turn = angle.to(torch.float32) * (2 * math.pi / self.side)
-        return torch.cat([turn.cos(), turn.sin()], dim=-1) * (self.keys_size / 2) ** -0.5
+        return torch.cat([turn.cos(), turn.sin()], dim=-1) / math.sqrt(self.keys_size / 2)
 
     def _places(self, pose_B2: Tensor) -> tuple[Tensor, Tensor]:
         """Row and column of the cell of each token in each head, on the head's lattice: `[B, Q, N]` twice."""

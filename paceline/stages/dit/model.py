@@ -12,9 +12,11 @@ from torch import Tensor
 
 from paceline.pipeline.recall import Pose
 from paceline.stages.dit.config import FrameCondition
+from paceline.stages.dit.memory import GroundMemory
 from paceline.stages.dit.network import DiT, rotate
 from paceline.stages.dit.noise import StartNoise
 from paceline.stages.item import Meta
+from paceline.stages.memory.protocol import Writes
 
 __all__ = ["DiTModel", "DiTSession"]
 
@@ -58,8 +60,8 @@ class DiTModel:
     def batch(self, embeddings: Sequence[Tensor]) -> Tensor:
         return embeddings[0] if len(embeddings) == 1 else torch.cat(list(embeddings))
 
-    def enter(self, x: Tensor) -> Tensor:
-        return self.network.enter(x)
+    def enter(self, x: Tensor, read: Tensor | None = None) -> Tensor:
+        return self.network.enter(x, read)
 
     def project(self, layer: int, x_RNC: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.network.block(layer).project(x_RNC, self.network.layer_modulation(embedding, layer))
@@ -83,6 +85,26 @@ class DiTModel:
 
     def rotate(self, x_HMD: Tensor, rotation_MP: Tensor) -> Tensor:
         return rotate(x_HMD, rotation_MP)
+
+    # -- context memory ------------------------------------------------------------------------------------------------
+
+    @property
+    def _memory(self) -> GroundMemory:
+        if self.network.memory is None:
+            raise ValueError("the model was trained without a context memory")
+        return self.network.memory
+
+    def memory_writes(self, latent: Tensor, condition: FrameCondition) -> Writes:
+        return Writes(*self._memory.writes(latent, self._place(condition)))
+
+    def memory_queries(self, condition: FrameCondition) -> Tensor:
+        return self._memory.keys(self._place(condition))
+
+    def memory_read(self, held: Tensor, condition: FrameCondition) -> Tensor:
+        return self._memory.arrange(held, self._place(condition))
+
+    def _place(self, condition: FrameCondition) -> Tensor:
+        return torch.tensor(self.pose(condition), device=self.device)
 
 
 class DiTSession:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from paceline.registry import Registry
-from paceline.stages.memory.protocol import ContextMemory, MemoryShape, State, Writes
+from paceline.stages.memory.protocol import ContextMemory, State, Writes
 
-__all__ = ["MEMORIES", "ContextMemory", "MemoryShape", "State", "Writes", "make_memory"]
+__all__ = ["MEMORIES", "ContextMemory", "State", "Writes", "make_memory"]
 
 MEMORIES = Registry(
     "context memory",

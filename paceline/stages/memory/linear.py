@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from paceline.kernels.delta_rule import delta_read
-from paceline.stages.memory.protocol import MemoryShape, State, Writes
+from paceline.stages.memory.protocol import State, Writes
+from paceline.stages.world_file import MemoryShape
 
 __all__ = ["LinearMemory"]
 

@@ -4,7 +4,7 @@ A memory is a pure function of states: `attend` changes nothing, and `write` ret
 as it is. So a checkpoint is the tensors of a state, a rollback goes back to an older state, and a fork shares one until
 either side writes.
 
-The model says what is written of a frame, and what of it is asked for (`FrameMemory`); the rule says how.
+The model says what is written of a frame, and what of it is asked for (`MemoryModel`); the rule says how.
 
 Shape suffixes: H heads, N tokens of a frame, K key size, V value size.
 """
@@ -17,19 +17,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["ContextMemory", "MemoryShape", "State", "Writes"]
+from paceline.stages.world_file import MemoryShape
+
+__all__ = ["ContextMemory", "State", "Writes"]
 
 State = tuple[Tensor, ...]
 """The tensors of a session's state, all of fixed size."""
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryShape:
-    """Sizes that the model was trained with."""
-
-    heads: int
-    keys: int
-    values: int
 
 
 @dataclass(frozen=True, slots=True)
