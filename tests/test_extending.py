@@ -69,6 +69,18 @@ def test_a_policy_and_a_launcher_from_a_package(installed: Path, tmp_path: Path)
     assert len(inline["ranks"]) == 1 < len(usual["ranks"])
 
 
+def test_a_context_memory_from_a_package(installed: Path) -> None:
+    run = ["run", "topologies/world-2-memory.yaml", "--frames", "14", "--json", "--quiet"]
+    ring = ["--set=context.memory.kind=ring", "--set=context.memory.options.frames=3"]
+    pipelined, serial = (summary(paceline(installed, *run, *ring, *way)) for way in ((), ("--serial",)))
+    assert outputs(pipelined) == outputs(serial) != outputs(summary(paceline(None, *run, "--serial")))
+    assert pipelined["memory"] == serial["memory"]
+    assert pipelined["memory"]["state_bytes"] == 4 * 4 * 3 * 64 * (512 + 13)
+    wrong = paceline(installed, *run, ring[0], "--set=context.memory.options.length=3")
+    assert wrong.returncode == 2
+    assert "context.memory.options: context memory ring: " in wrong.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from paceline.launch.errors import ArgumentError
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.schema import choice
+from paceline.pipeline.topology import MemorySpec, Topology
 from paceline.pipeline.unit import ModelShape
-from paceline.stages.world_file import find_weights, open_world
+from paceline.stages.world_file import WorldHeader, find_weights, open_world
 
 __all__ = ["ModelFile", "check_weights", "read_model_file"]
 
@@ -40,7 +42,26 @@ def read_model_file(topology: Topology) -> ModelFile:
         raise ArgumentError(
             f"context.recall: {path} holds a model whose frames have no pose, so none can be recalled; write 0"
         )
+    if topology.context.memory is not None:
+        _check_memory(topology.context.memory, path, header)
     return ModelFile(header.shape, nbytes)
+
+
+def _check_memory(spec: MemorySpec, path: Path, header: WorldHeader) -> None:
+    if header.memory is None:
+        raise ArgumentError(
+            f"context.memory: {path} holds a model that was trained without a context memory; set model.weights to one "
+            "that was trained with one, such as zoo:world-memory"
+        )
+    # Imported here: it needs torch, which topologies without a memory do without.
+    from paceline.stages.memory import MEMORIES, make_memory
+
+    if spec.kind not in MEMORIES.names():
+        raise ArgumentError(f"context.memory.kind: is {spec.kind!r}; write {choice(MEMORIES.names())}")
+    try:
+        make_memory(spec.kind, spec.options)
+    except ValueError as error:
+        raise ArgumentError(f"context.memory.options: {error}; write options that the memory takes") from error
 
 
 def check_weights(topology: Topology) -> None:

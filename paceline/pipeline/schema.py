@@ -39,6 +39,9 @@ _WORDS = {
     "groups.*.device": "cpu, cuda or cuda:N",
     "stages.*.group": "the name of a group",
     "tiers.*.options.*": "a number, text, true or false",
+    "context.memory": "a mapping with kind, and perhaps options",
+    "context.memory.kind": "the name of a context memory, such as delta",
+    "context.memory.options.*": "a number, text, true or false",
     "stages.*.steps": "a list such as [0] or [1, clean]",
     "stages.*.steps.*": "a step number from 0, or clean",
     "speculation.window": "a whole number of at least 0 and of at most 64, or auto",
@@ -52,7 +55,7 @@ _WORDS = {
 }
 _UNIONS = {
     2: {"speculation.window", "speculation.depth", "speculation.hedge"},
-    4: {"stages.*.steps.*", "tiers.*.options.*"},
+    4: {"stages.*.steps.*", "tiers.*.options.*", "context.memory.options.*"},
 }
 """Keys that take values of more than one kind, by how deep they lie."""
 _NAMED = ("groups", "stages", "tiers")

@@ -51,9 +51,11 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class MemoryShape:
-    """Sizes of the context memory that a model was trained to read: heads, and keys and values of each."""
+    """Sizes of the context memory that a model was trained to read. Each head has keys and values of its own."""
 
     heads: int
+    tokens: int
+    """Written of a frame"""
     keys: int
     values: int
     read: tuple[int, ...]

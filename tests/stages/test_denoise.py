@@ -21,7 +21,7 @@ PARTITIONS = [[[0], [1, 2]], [[0, 1], [2, 3]], [[0], [1], [2]], [[0], [1], [2], 
 
 
 def build(
-    weights: Path, mode: str, partition: list[list[int]], schedule: str = "wavefront", **context: int
+    weights: Path, mode: str, partition: list[list[int]], schedule: str = "wavefront", **context: object
 ) -> WorldTopology:
     """A topology whose denoise stages run the given steps; the last index is the clean pass."""
     steps = partition[-1][-1]
@@ -36,6 +36,8 @@ def build(
     if mode != "matched":
         ahead = names[-1:] if mode == "clean" else names
         edges += [{"from": a, "to": b, "carries": "kv"} for a in ahead for b in names[: names.index(a)]]
+    if "memory" in context and ender != names[0]:
+        edges.append({"from": ender, "to": names[0], "carries": "latent"})
     ends = {name: {"kind": name, "group": "g"} for name in ("source", "decode", "sink")}
     denoise = {
         name: {"kind": "denoise", "group": "g", "steps": ["clean" if s == steps else s for s in part]}

@@ -8,14 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paceline.stages.dit_config import DiTConfig, GroundMemoryConfig
-from paceline.stages.ground_memory import GroundMemory
 from torch import Tensor
 
-from paceline.stages.memory import MEMORIES, ContextMemory, MemoryShape, State, Writes, make_memory
+from paceline.stages.dit.config import DiTConfig, GroundMemoryConfig
+from paceline.stages.dit.memory import GroundMemory
+from paceline.stages.memory import MEMORIES, ContextMemory, State, Writes, make_memory
 from paceline.stages.memory.frame_memory import FrameMemory
+from paceline.stages.world_file import MemoryShape, WorldHeader
 
-SHAPE = MemoryShape(heads=2, keys=6, values=3)
+SHAPE = MemoryShape(heads=2, tokens=4, keys=6, values=3, read=(24,))
 CPU = torch.device("cpu")
 BUILT_IN = ["delta", "linear"]
 
@@ -23,7 +24,8 @@ BUILT_IN = ["delta", "linear"]
 class Model:
     """Writes and asks for what the number of a frame says."""
 
-    memory_shape = SHAPE
+    header = WorldHeader(1, 1, 2, 1, (1,), (1, 1), memory=SHAPE)
+    device = CPU
 
     def memory_writes(self, latent: Tensor, condition: int) -> Writes:
         draw = torch.Generator().manual_seed(condition)
@@ -37,8 +39,8 @@ class Model:
         return held.flatten()
 
 
-def memory(rule: ContextMemory, written: int) -> FrameMemory[int]:
-    return FrameMemory(rule, Model(), written, CPU)
+def memory(rule: ContextMemory, written: int) -> FrameMemory:
+    return FrameMemory(rule, Model(), written)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", BUILT_IN)

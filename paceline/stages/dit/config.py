@@ -44,7 +44,7 @@ class GroundMemoryConfig:
 
     def shape(self, tokens: int) -> MemoryShape:
         """As every world model states it: a head for each cell of a token."""
-        return MemoryShape(CELLS, self.keys, self.values, read=(tokens, CELLS * self.values))
+        return MemoryShape(CELLS, tokens, self.keys, self.values, read=(tokens, CELLS * self.values))
 
 
 @dataclass(frozen=True, slots=True)
