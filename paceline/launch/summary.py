@@ -9,6 +9,8 @@ Definitions (times in milliseconds):
 - `lateness_ms`: how long after its due time a frame came, 0 if in time; null without a deadline.
 - `tiers`: by group with memory tiers: `hits` by tier, which sum to `lookups` (of blocks, once for each time that
   attention reads one), bytes moved and staged, errors, stalls by cause, blocks and bytes by tier at the end.
+- `memory`: of the context memories of all sessions: `state_bytes` of one session, and how often they were read and
+  written; null without `context.memory`.
 - `ended`: why the run ended early, in the summary of what it left; null where it came to its end.
 - `bubble`: the share of the run in which a rank computed nothing, by rank.
 - `sessions`: of each what was shown of it; `failed` says where and why it failed, and is null where it came through.
@@ -30,7 +32,7 @@ import msgspec
 from paceline.launch.json_output import versioned
 from paceline.launch.machine import describe_machine
 from paceline.pipeline.steady import percentile, steady_period
-from paceline.runtime.report import merge_tiers
+from paceline.runtime.report import merge_memories, merge_tiers
 from paceline.runtime.result import FrameTime, RankReport, Result, RunResult
 from paceline.runtime.spec import RunSpec
 
@@ -85,6 +87,9 @@ def summarize(spec: RunSpec, result: RunResult) -> Summary:
         "decisions": [msgspec.to_builtins(decision) for decision in result.decisions],
         "stage_ms": _stage_ms(result.ranks),
         "bubble": {str(rank.rank): _rounded(_bubble(rank)) for rank in result.ranks},
+        "memory": msgspec.to_builtins(
+            merge_memories([rank.memory for rank in result.ranks if rank.memory is not None])
+        ),
         "kv_sha256": {key: value for rank in result.ranks for key, value in sorted(rank.kv_sha256.items())},
         "warnings": [
             f"session {session.id} failed at frame {session.frames}: {session.failed}"

@@ -18,7 +18,7 @@ from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.errors import StageError
 from paceline.runtime.journal import Journal
 from paceline.runtime.lanes import Lanes
-from paceline.runtime.report import merge_tiers
+from paceline.runtime.report import memory_use, merge_tiers
 from paceline.runtime.result import RankReport
 from paceline.runtime.session import Session, span_of
 from paceline.runtime.spec import RunSpec
@@ -27,6 +27,7 @@ from paceline.stages.base import Stage
 from paceline.stages.denoise import DenoiseStage
 from paceline.stages.ending import run_end
 from paceline.stages.item import Item
+from paceline.stages.memory.frame_memory import FrameMemory
 from paceline.tiers.manager import TierManager
 
 __all__ = ["AHEAD", "ProgramActor", "spans_of", "unit_key"]
@@ -233,9 +234,12 @@ class ProgramActor:
     def report(self, report: RankReport) -> RankReport:
         """What came of the sessions, of KV and of its tiers."""
         digests: dict[str, str] = {}
+        memories: list[FrameMemory] = []
         for stage in self._stages.values():
             if isinstance(stage, DenoiseStage):
                 for session in stage.sessions:
+                    memory = stage.memory(session)
+                    memories += [] if memory is None else [memory]
                     levels = stage.digests(session)
                     digests |= {f"{session}/{level}": value for level, value in levels.items()}
         sessions = self._sessions.values()
@@ -244,6 +248,7 @@ class ProgramActor:
             sessions=[session.result() for session in sessions],
             kv_sha256=digests,
             tiers=merge_tiers([manager.statistics() for manager in self._tiers.values()]) if self._tiers else None,
+            memory=memory_use(memories),
             span_s=span_of(sessions),
             unsaved=[file for lost in self._unsaved() for file in lost],
         )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import resource
 from collections.abc import Mapping, Sequence
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from paceline.runtime.result import RankReport, RunResult
+from paceline.runtime.result import MemoryUse, RankReport, RunResult
 
-__all__ = ["merge", "merge_tiers", "peak_rss_bytes"]
+if TYPE_CHECKING:
+    from paceline.stages.memory.frame_memory import FrameMemory
+
+__all__ = ["memory_use", "merge", "merge_memories", "merge_tiers", "peak_rss_bytes"]
 
 
 def peak_rss_bytes() -> int:
@@ -25,6 +28,26 @@ def merge(reports: list[RankReport]) -> RunResult:
         sorted((session for report in reports for session in report.sessions), key=lambda session: session.id),
         wall_s,
         sorted(reports, key=lambda report: report.rank),
+    )
+
+
+def memory_use(memories: Sequence[FrameMemory]) -> MemoryUse | None:
+    """What the context memories of a rank did; None where it has none."""
+    if not memories:
+        return None
+    return MemoryUse(
+        max(memory.state_bytes for memory in memories),
+        sum(memory.reads for memory in memories),
+        sum(memory.writes for memory in memories),
+    )
+
+
+def merge_memories(uses: Sequence[MemoryUse]) -> MemoryUse | None:
+    """What the context memories of all ranks did; None where there are none."""
+    if not uses:
+        return None
+    return MemoryUse(
+        max(use.state_bytes for use in uses), sum(use.reads for use in uses), sum(use.writes for use in uses)
     )
 
 

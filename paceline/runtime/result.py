@@ -28,6 +28,7 @@ __all__ = [
     "EdgeUse",
     "Event",
     "FrameTime",
+    "MemoryUse",
     "RankReport",
     "Result",
     "RunResult",
@@ -117,6 +118,15 @@ class SessionResult(msgspec.Struct, frozen=True):
     """All pictures of the frames: a world model's decoder may return several for one frame."""
 
 
+class MemoryUse(msgspec.Struct, frozen=True):
+    """What context memories did, of one session or of several."""
+
+    state_bytes: int
+    """Of the state of one session: the same from the first frame to the last"""
+    reads: int
+    writes: int
+
+
 class RankReport(msgspec.Struct, frozen=True):
     """What each rank tells the leader when it is done."""
 
@@ -142,6 +152,8 @@ class RankReport(msgspec.Struct, frozen=True):
     """Seconds in which no unit was ready. What is neither busy nor waited is the runtime's own cost."""
     tiers: dict[str, Any] | None = None
     """What became of the blocks in its memory tiers, if it has any (`TierManager.statistics`)."""
+    memory: MemoryUse | None = None
+    """Of the context memories that are on this rank, if there are any."""
     span_s: tuple[float, float] = (0.0, 0.0)
     """When the first action was taken here and the last frame shown; zeros where no session is on this rank."""
     unsaved: list[str] = []

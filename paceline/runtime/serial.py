@@ -19,7 +19,7 @@ from paceline.pipeline.topology import ContextMode, StageKind, Topology
 from paceline.runtime.clock import now
 from paceline.runtime.device import own_device
 from paceline.runtime.journal import Journal
-from paceline.runtime.report import merge, peak_rss_bytes
+from paceline.runtime.report import memory_use, merge, peak_rss_bytes
 from paceline.runtime.result import Decision, RankReport, RunResult
 from paceline.runtime.session import Session, span_of
 from paceline.runtime.spec import RunSpec
@@ -76,7 +76,7 @@ def _world_session(
     recorder: _Recorder,
     progress: Progress,
     watch: Watch | None,
-) -> dict[int, str]:
+) -> tuple[dict[int, str], FrameMemory | None]:
     topology = spec.topology
     mode, steps = topology.context.mode, topology.steps
     prompt = topology.context.prompt
@@ -165,7 +165,7 @@ def _world_session(
     digests = cache.digests()
     cache.close()
     decoder.close(session.id)
-    return digests
+    return digests, memory
 
 
 def _sleep_session(spec: RunSpec, session: Session, recorder: _Recorder, progress: Progress) -> None:
@@ -232,12 +232,14 @@ def run_serial(
     sessions = [Session(spec, index, run_dir, decisions, journal.add) for index in range(spec.sessions)]
     recorder = _Recorder(spec, run_dir)
     digests: dict[str, str] = {}
+    memories: list[FrameMemory] = []
     started = now()
     for session in sessions:
         if model is None or decoder is None:
             _sleep_session(spec, session, recorder, tell)
         else:
-            levels = _world_session(spec, session, model, decoder, recorder, tell, watch)
+            levels, memory = _world_session(spec, session, model, decoder, recorder, tell, watch)
+            memories += [] if memory is None else [memory]
             digests |= {f"{session.id}/{level}": value for level, value in levels.items()}
         session.close()
     wall = now() - started
@@ -259,6 +261,7 @@ def run_serial(
         sessions=[session.result() for session in sessions],
         edges=[],
         kv_sha256=digests,
+        memory=memory_use(memories),
         span_s=span_of(sessions),
         unsaved=[*journal.unsaved, *(file for session in sessions for file in session.unsaved)],
     )
