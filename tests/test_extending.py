@@ -69,6 +69,40 @@ def test_a_policy_and_a_launcher_from_a_package(installed: Path, tmp_path: Path)
     assert len(inline["ranks"]) == 1 < len(usual["ranks"])
 
 
+@pytest.mark.parametrize("mode", ["cascade", "clean", "matched"])
+def test_a_world_model_from_a_package(installed: Path, tmp_path: Path, mode: str) -> None:
+    weights = tmp_path / "waves.json"
+    weights.write_text('{"waves": 5}')
+    edges = [] if mode == "cascade" else [f"--set=context.mode={mode}"]
+    name = {"cascade": "world-2", "clean": "world-2", "matched": "world-1"}[mode]
+    settings = [f"--set=model.weights={weights}", "--set=context.window=3", *edges]
+    if mode == "matched":
+        settings += ["--set=stages.steps.steps=[0,1]", "--set=groups.all.threads=1"]
+    run = ["run", f"topologies/{name}.yaml", "--frames", "9", "--sessions", "2", "--json", "--quiet", *settings]
+    pipelined, serial = summary(paceline(installed, *run)), summary(paceline(installed, *run, "--serial"))
+    if mode != "matched":  # there all steps are rows of one forward, which may round otherwise
+        assert outputs(pipelined) == outputs(serial)
+    assert [session["pictures"] for session in serial["sessions"]] == [2 * 9 - 1] * 2
+    assert serial["sessions"][0]["shape"] == [4, 4, 3]
+
+
+def test_a_world_model_of_a_package_is_planned_and_checked(installed: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "waves.json"
+    weights.write_text('{"waves": 5}')
+    given = ["topologies/world-2.yaml", f"--set=model.weights={weights}"]
+    made = summary(paceline(installed, "plan", *given, "--json"))
+    # Keys and values of 8 tokens, 2 heads of 8 values, in bfloat16, for 2 layers: of a window and more.
+    assert made["ranks"][0]["kv_bytes"] % (2 * 8 * 2 * 8 * 2 * 2) == 0
+    wrong = paceline(installed, "validate", *given, "--set=model.steps=3", "--set=stages.step1.steps=[1,2,clean]")
+    assert wrong.returncode == 2
+    assert "model.steps: the model takes 1 or 2 steps, not 3" in wrong.stdout
+    other = tmp_path / "other.json"
+    other.write_text('{"foam": 5}')
+    wrong = paceline(installed, "validate", "topologies/world-2.yaml", f"--set=model.weights={other}")
+    assert wrong.returncode == 2
+    assert "holds no world model that one of dit, waves recognises" in wrong.stdout
+
+
 def test_a_context_memory_from_a_package(installed: Path) -> None:
     run = ["run", "topologies/world-2-memory.yaml", "--frames", "14", "--json", "--quiet"]
     ring = ["--set=context.memory.kind=ring", "--set=context.memory.options.frames=3"]

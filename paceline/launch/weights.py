@@ -37,7 +37,7 @@ def read_model_file(topology: Topology) -> ModelFile:
     try:
         header.step_times(topology.steps)
     except ValueError as error:
-        raise ArgumentError(f"model.steps: {error}") from error
+        raise ArgumentError(f"model.steps: {error}; write a number that it takes") from error
     if topology.context.recall and header.view is None:
         raise ArgumentError(
             f"context.recall: {path} holds a model whose frames have no pose, so none can be recalled; write 0"
