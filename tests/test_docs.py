@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from paceline.pipeline.load import check_topology
 from paceline.pipeline.schema import pattern, slot_at
 from paceline.pipeline.sizes import parse_size
+from tests.file_list import listing
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = (ROOT / "docs" / "topology.md").read_text(encoding="utf-8")
@@ -44,6 +45,13 @@ def fields_of(workload: str, path: tuple[str | int, ...] = ()) -> dict[str, Fiel
 
 def test_every_key_is_in_the_reference_and_no_other() -> None:
     assert sorted(ROWS) == sorted(fields())
+
+
+def test_every_file_is_listed_with_what_it_is() -> None:
+    written = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
+    assert written == listing(), "run python -m tests.file_list"
+    without = [path for path in (ROOT / "paceline").rglob("*.py") if path.name != "__init__.py"]
+    assert all(f"- `{path.name}`: " in written for path in without)
 
 
 def test_defaults_are_true() -> None:
