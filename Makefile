@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format bench clean
+.PHONY: help setup demo test test-all soak check format bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -33,6 +33,9 @@ test: $(STAMP)  ## run the tests
 
 test-all: test  ## run the tests, then the exhaustive ones
 	.venv/bin/pytest -q -m exhaustive
+
+soak: $(STAMP)  ## run what takes hours: 10,000 frames of every world; results go to bench/results
+	.venv/bin/python bench/long.py
 
 check: $(STAMP)  ## run ruff, mypy strict and the test of import directions
 	.venv/bin/ruff check .
