@@ -18,7 +18,7 @@ WEIGHTS = Path(zoo.world.__file__).parent / "weights.safetensors"
 
 
 def test_the_truth_gets_full_marks() -> None:
-    truth = record(list(range(8)), 48)
+    truth = record(list(range(8)), 110)
     scores = score(truth.frames, truth)
     assert scores.persistence == scores.last == scores.uncovered == scores.painted == scores.agent == scores.pan == 1.0
     assert all(share == 1.0 and count > 10 for share, count in scores.revisit.values())
