@@ -99,14 +99,17 @@ class Supervisor:
             if len(self._needed(ends)) == len(self._workers) - len(self._expendable):
                 # One that could be done without may hang; it is ended with all else.
                 return
-            judged = [w for w in self._workers if w.rank not in self._expendable]
-            silent = [w for w in judged if now - heard[w.rank] > self._patience_s(rows[w.rank])]
+            judged = [w for w in self._workers if w.rank not in self._joined]
+            silent = [w for w in judged if self._is_silent(w, rows[w.rank], now - heard[w.rank])]
             if silent:
                 raise self._hung(silent, heard, now)
             time.sleep(_POLL_S)
 
-    def _patience_s(self, row: ProgressRow) -> float:
-        return self._hang_timeout_s if row.reports else max(self._hang_timeout_s, _START_TIMEOUT_S)
+    def _is_silent(self, worker: Worker, row: ProgressRow, silence_s: float) -> bool:
+        """Whether a worker has said nothing for too long. One that starts has longer, unless it is stopped."""
+        if silence_s <= self._hang_timeout_s:
+            return False
+        return bool(row.reports) or silence_s > _START_TIMEOUT_S or worker.state() in _STOPPED
 
     def _ends(self) -> list[End]:
         """The workers that have ended, in order of ranks."""

@@ -43,3 +43,36 @@ def test_progress_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
     done = start(["run", "topologies/world-2.yaml", "--frames", "3", "--out", str(tmp_path)], "2>/dev/full")
     assert done.returncode == 0
     assert json.loads((tmp_path / "summary.json").read_text())["sessions"][0]["frames"] == 3
+
+
+def test_output_that_takes_no_more_is_named() -> None:
+    done = start(["plan", "topologies/speculate-2.yaml", "--json"], ">/dev/full")
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("paceline: standard output can't be written: No space left on device; ")
+
+
+def test_a_working_directory_that_was_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    code = f"import os; os.chdir({str(folder)!r}); os.rmdir({str(folder)!r}); {START}"
+    world = str(ROOT / "topologies" / "world-1.yaml")
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", world, "--frames", "1"], cwd=ROOT, capture_output=True, text=True,
+        timeout=100,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "paceline: the working directory was removed; change to one that exists\n"
+
+
+def test_too_few_open_files(tmp_path: Path) -> None:
+    """A limit that may be raised is raised; another one is named before anything starts."""
+    run = ["run", "topologies/world-1.yaml", "--frames", "1", "--quiet"]
+    limited = ["/bin/bash", "-c", 'ulimit "$1" 24; shift; exec "$@"', "bash"]
+    for which, code in (("-Sn", 0), ("-n", 2)):
+        done = subprocess.run(
+            [*limited, which, sys.executable, "-c", START, *run], cwd=ROOT, capture_output=True, text=True, timeout=100
+        )
+        assert done.returncode == code, done.stderr
+        named = "a process may have 24 open files, and this run needs " in done.stderr
+        assert (named, "Traceback" in done.stderr) == (code == 2, False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ from paceline.pipeline.load import load_topology
 from paceline.pipeline.topology import Topology
 
 __all__ = ["LAUNCHED", "audience_of", "loaded_for", "preflight", "start"]
+
+_OPEN_FILES, _OPEN_FILES_PER_RANK = 64, 4
+# Libraries, weights and sockets of one process; and what it has for each other rank, of ZMQ and gloo together.
 
 LAUNCHED = object()
 """As the context's object: this process may be one rank among those that a launcher started."""
@@ -41,9 +45,22 @@ def preflight(context: typer.Context, command: str, launcher: str | None, serial
 def loaded_for(launched: Launched | None, file: Path, overrides: Sequence[str] | None) -> Topology:
     """The topology, for as many ranks as there are. Raises `TopologyError`."""
     topology = load_topology(file, overrides or (), None if launched is None else launched.world_size)
+    _raise_open_files(topology.world_size)
     if launched is not None:
         launched.use_threads(topology)
     return topology
+
+
+def _raise_open_files(ranks: int) -> None:
+    """Raise this process's limit of open files, which its workers inherit, where it is too low for a run. Raises
+    `ArgumentError` where it may not."""
+    needed = _OPEN_FILES + _OPEN_FILES_PER_RANK * ranks
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or limit >= needed:
+        return
+    if most != resource.RLIM_INFINITY and most < needed:
+        raise ArgumentError(f"a process may have {most} open files, and this run needs {needed}; raise it by ulimit -n")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
 
 
 def audience_of(display: Display, tables: bool, as_json: bool) -> Audience:

@@ -63,3 +63,12 @@ def test_it_is_not_blamed_for_what_comes_later(run_dir: RunDir) -> None:
     made = commands(run_dir, [killed, f"time.sleep(1.0); {killed}"])
     with pytest.raises(RunFailedError, match="worker rank 1 was killed by SIGKILL"):
         supervise(run_dir, [replace(made[0], expendable=True), made[1]])
+
+
+def test_one_that_is_stopped_before_it_has_joined_is_named_at_once(run_dir: RunDir) -> None:
+    """It has as long as any worker that hangs, and not as long as one that loads weights."""
+    stop = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
+    made = commands(run_dir, ["", "wait()"])
+    early = WorkerCommand(0, "worker rank 0 (drafter)", [sys.executable, "-c", stop], expendable=True)
+    with pytest.raises(RunFailedError, match=r"worker rank 0 \(drafter\) hangs: .* \(the process is stopped"):
+        supervise(run_dir, [early, made[1]], hang_timeout_s=1.0)
