@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 import torch
 
-from paceline.launch.commands.plan import _costs
 from paceline.launch.errors import ArgumentError, SpecError
 from paceline.launch.failure import Failure
+from paceline.launch.frames import read_costs
 from paceline.launch.journal import check_replay, read_journal
 from paceline.launch.run_dir import RunDirPaths
 from paceline.launch.spec_file import read_spec, write_spec
@@ -323,7 +323,9 @@ def failure(folder: Path) -> Reader:
 def summary(folder: Path) -> Reader:
     topology = load_topology(ROOT / "topologies" / "world-2.yaml")
     sample = json.dumps({"stage_ms": dict.fromkeys(topology.stages, 2.5), "sessions": [{"id": 0}]}).encode()
-    return Reader(file_reader(folder / "summary.json", lambda file: _costs(topology, file)), [sample], ArgumentError)
+    return Reader(
+        file_reader(folder / "summary.json", lambda file: read_costs(topology, file)), [sample], ArgumentError
+    )
 
 
 READERS: list[Callable[[Path], Reader]] = [

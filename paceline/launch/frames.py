@@ -29,7 +29,7 @@ from paceline.runtime.errors import PacelineError
 from paceline.runtime.result import Decision, RunResult
 from paceline.runtime.spec import RunSpec
 
-__all__ = ["FrameWorkload"]
+__all__ = ["FrameWorkload", "read_costs"]
 
 
 class FrameWorkload(Workload[RunResult]):
@@ -88,7 +88,7 @@ class FrameWorkload(Workload[RunResult]):
         from paceline.pipeline.plan import plan as make_plan
 
         topology, model = self.spec.topology, self.model_file()
-        costs = _costs(topology, measured)
+        costs = read_costs(topology, measured)
         try:
             made = make_plan(topology, model.shape, costs, sessions=sessions, frames=frames, weights_bytes=model.bytes)
         except ValueError as error:
@@ -177,7 +177,8 @@ class FrameWorkload(Workload[RunResult]):
             say(f"warning: {lost}")
 
 
-def _costs(topology: FrameTopology, measured: Path | None) -> Costs:
+def read_costs(topology: FrameTopology, measured: Path | None) -> Costs:
+    """The stage costs of a topology, or of a `summary.json`. Raises `ArgumentError` where that can't be read."""
     if measured is None:
         return costs_from(topology)
     try:
