@@ -12,6 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from paceline.pipeline.liveness import proof_of
 from paceline.pipeline.loads import LinkLoad
 from paceline.pipeline.placement import Placement
 from paceline.pipeline.plan import Cell, Plan, RankPlan
@@ -37,7 +38,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print(_traffic(plan))
     console.print(_timetable(plan))
     if plan.deadlock is None:
-        console.print(Text("live: no order and no delay can deadlock it", style="green"))
+        console.print(Text(f"live: no order and no delay can deadlock it ({proof_of(topology)})", style="green"))
     else:
         console.print(Text(str(plan.deadlock), style="bold red"))
     for warning in plan.warnings:
@@ -210,6 +211,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "sessions": plan.sessions,
         "frames": plan.frames,
         "live": plan.deadlock is None,
+        "proof": proof_of(topology) if plan.deadlock is None else None,
         "deadlock": None if plan.deadlock is None else str(plan.deadlock),
         "warnings": list(plan.warnings),
         "period_ms": _number(plan.period_s),

@@ -33,7 +33,7 @@ from paceline.pipeline.sizes import format_size
 from paceline.pipeline.token_game import TokenGame
 from paceline.pipeline.topology import FrameTopology, LatePolicy
 
-__all__ = ["Deadlock", "Limits", "Verdict", "Wait", "check_liveness", "explore"]
+__all__ = ["Deadlock", "Limits", "Verdict", "Wait", "check_liveness", "explore", "proof_of"]
 
 _RANDOM_DECISIONS = 8
 _MOST_UNITS = 200_000
@@ -124,6 +124,19 @@ def check_liveness(topology: FrameTopology, shape: ModelShape) -> Deadlock | Non
             waits, closed = _cycle(named.game)
             return Deadlock(waits, closed, _fix(topology, shape, first_steps), whole)
     return None
+
+
+def proof_of(topology: FrameTopology) -> str:
+    """What `check_liveness` has shown of a topology that it found live."""
+    if is_live_chain(topology):
+        return "marked graph: a chain in which nothing flows back, for any number of items"
+    shown = (
+        "marked graph: played without an end until its state repeats, and from every slot boundary of that period to "
+        "an end at every frame of one"
+    )
+    if topology.on_late is LatePolicy.fewer_steps:
+        shown += "; runs that skip steps were played under constant and random decisions, which is a test, not a proof"
+    return shown
 
 
 def _reach(topology: FrameTopology) -> int:

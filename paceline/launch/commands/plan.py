@@ -31,7 +31,7 @@ def plan(
     debug: Debug = False,
 ) -> None:
     """Draw a topology, place its ranks, predict period, bubble and latency, and prove that it can't deadlock. For a
-    language topology: its ranks, and the speed that speculation promises.
+    language topology: its ranks, that every run ends, and the speed that speculation promises.
 
     Exit code 2 where the topology is wrong or can deadlock.
     """

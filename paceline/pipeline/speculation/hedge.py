@@ -12,7 +12,7 @@ the output.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 __all__ = ["Alternative", "Hedge", "Hedges", "Outcome", "likeliest"]
@@ -55,6 +55,9 @@ class Hedges:
 
     def __len__(self) -> int:
         return len(self._by_outcome)
+
+    def __iter__(self) -> Iterator[Hedge]:
+        return iter(self._by_outcome.values())
 
     def new_number(self) -> int:
         """A branch number that was never given before in this session."""

@@ -30,6 +30,19 @@ def test_the_plan_names_all_ranks_and_its_speeds_are_the_formula_s_best(name: st
     assert [row["hedged"] for row in plan["speedup"]] == sorted(row["hedged"] for row in plan["speedup"])
 
 
+def test_it_says_which_proof_holds_and_what_a_fault_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = ["speculation.coupling=rejection", "speculation.depth=2", "speculation.hedge=0"]
+    topology = load_topology(ROOT / "topologies" / "speculate-3.yaml", sets)
+    plan = language_plan(topology)
+    assert (plan["live"], plan["deadlock"]) == (True, None)
+    assert "coupling rejection, policy hedge, depth 2, 3 window(s) at the verifiers" in plan["proof"]
+    # A drafter that keeps its windows: with its verifier's patience a run ends all the same, with a bad one it may not.
+    monkeypatch.setattr("paceline.pipeline.speculation.verify_scheduler.VerifyScheduler._plain_due", lambda *_: False)
+    plan = language_plan(topology)
+    assert (plan["live"], plan["proof"]) == (False, None)
+    assert "nothing can happen, and a session is not over" in plan["deadlock"]
+
+
 def test_it_is_printed_for_people() -> None:
     out = io.StringIO()
     plan = language_plan(load_topology(ROOT / "topologies" / "speculate-3.yaml"))
