@@ -115,6 +115,36 @@ def test_a_context_memory_from_a_package(installed: Path) -> None:
     assert "context.memory.options: context memory ring: " in wrong.stderr
 
 
+def test_a_drafter_from_a_package(installed: Path) -> None:
+    generate = ["generate", "topologies/speculate-2.yaml", "--prompt", "x = [0, 0, 0, 0, 0,", "--max-tokens", "24"]
+    generate += ["--json", "--quiet", "--set=deterministic=true"]
+    # Windows and their depth are fixed, so that the controller can't switch the drafter off.
+    repeat = ["--set=speculation.drafter=repeat", "--set=speculation.options.period=2"]
+    repeat += ["--set=speculation.window=2", "--set=speculation.depth=2"]
+    plain = summary(paceline(None, *generate, "--plain"))
+    drafted = summary(paceline(installed, *generate, *repeat))
+    assert drafted["sessions"][0]["token_ids"] == plain["sessions"][0]["token_ids"]
+    assert drafted["tokens"]["drafted"] > 0 == plain["tokens"]["drafted"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--set", "speculation.drafter=repeat", "--set", "speculation.options.period=0"],
+            "drafter repeat: period is 0",
+        ),
+        (["--set", "speculation.drafter=repeat", "--set", "speculation.hedge=1"], "knows no second choice"),
+        (["--set", "speculation.drafter=repeaf"], "write model, ngram, repeat or none"),
+    ],
+)
+def test_what_a_drafter_of_a_package_can_not_do(installed: Path, arguments: list[str], message: str) -> None:
+    done = paceline(installed, "validate", "topologies/speculate-2.yaml", *arguments)
+    assert done.returncode == 2
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

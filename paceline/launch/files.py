@@ -1,12 +1,13 @@
-"""Whether keys and policies that a topology names exist, whatever its workload."""
+"""Whether keys, policies and drafters that a topology names exist."""
 
 from __future__ import annotations
 
 from paceline.launch.errors import ArgumentError
 from paceline.pipeline.schema import choice
-from paceline.pipeline.topology import Topology
+from paceline.pipeline.speculation.settings import NO_DRAFTER
+from paceline.pipeline.topology import LanguageTopology, StageKind, Topology
 
-__all__ = ["check_curve", "check_policies"]
+__all__ = ["check_curve", "check_drafter", "check_policies"]
 
 
 def check_curve(topology: Topology) -> None:
@@ -39,3 +40,25 @@ def check_policies(topology: Topology) -> None:
             make_policy(spec.policy, spec.options, {"columns": 1})
         except ValueError as error:
             raise ArgumentError(f"tiers.{group}.options: {error}; write options that the policy takes") from error
+
+
+def check_drafter(topology: LanguageTopology) -> None:
+    """Raise `ArgumentError` where there is no drafter of the topology's name, it does not take the options, or it can't
+    do what the topology asks of it."""
+    # Imported here: the drafter may be from another package.
+    from paceline.stages.lm.drafter import DRAFTERS, make_drafter
+
+    spec = topology.speculation
+    if spec.drafter not in (known := [*DRAFTERS.names(), NO_DRAFTER]):
+        raise ArgumentError(f"speculation.drafter: is {spec.drafter!r}; write {choice(known)}")
+    try:
+        drafter = make_drafter(spec)
+    except ValueError as error:
+        raise ArgumentError(f"speculation.options: {error}; write options that the drafter takes") from error
+    if drafter is not None and not drafter.can_hedge and isinstance(spec.hedge, int) and spec.hedge > 0:
+        wrong = f"the drafter {spec.drafter} knows no second choice to hedge with"
+        raise ArgumentError(f"speculation.hedge: {wrong}; write hedge: 0 or auto")
+    group = topology.stages[topology.stage_of(StageKind.draft)].group
+    if group in topology.tiers and (drafter is None or not drafter.has_model):
+        wrong = f"a drafter of kind {spec.drafter} holds no KV"
+        raise ArgumentError(f"tiers.{group}: {wrong}; remove them or write speculation.drafter: model")

@@ -42,6 +42,7 @@ _WORDS = {
     "context.memory": "a mapping with kind, and perhaps options",
     "context.memory.kind": "the name of a context memory, such as delta",
     "context.memory.options.*": "a number, text, true or false",
+    "speculation.options.*": "a number, text, true or false",
     "stages.*.steps": "a list such as [0] or [1, clean]",
     "stages.*.steps.*": "a step number from 0, or clean",
     "speculation.window": "a whole number of at least 0 and of at most 64, or auto",
@@ -55,6 +56,7 @@ _WORDS = {
 }
 _UNIONS = {
     2: {"speculation.window", "speculation.depth", "speculation.hedge"},
+    3: {"speculation.options.*"},
     4: {"stages.*.steps.*", "tiers.*.options.*", "context.memory.options.*"},
 }
 """Keys that take values of more than one kind, by how deep they lie."""
@@ -130,13 +132,15 @@ def slot_at(path: KeyPath, workload: str) -> Slot | None:
 
 
 def pattern(path: KeyPath) -> str:
-    """The path with `*` for names of groups, stages and options of a policy, and for indices: `stages.*.steps`."""
+    """The path with `*` for names of groups, stages and options, and for indices: `stages.*.steps`."""
     return ".".join("*" if isinstance(part, int) or _is_name(path, place) else part for place, part in enumerate(path))
 
 
 def _is_name(path: KeyPath, place: int) -> bool:
     """Whether the part at a place is the user's own word."""
-    return (place == 1 and path[0] in _NAMED) or (place == 3 and path[0] == "tiers" and path[2] == "options")
+    if place == 1:
+        return path[0] in _NAMED
+    return (place, path[0], path[place - 1]) in ((3, "tiers", "options"), (2, "speculation", "options"))
 
 
 def _expected(path: KeyPath, workload: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from paceline.pipeline.problem import Problem, nearest
-from paceline.pipeline.speculation.settings import DrafterKind
 from paceline.pipeline.tiers import TierMode
 from paceline.pipeline.topology import FrameTopology, LanguageTopology, StageKind, Topology
 
@@ -37,12 +36,9 @@ def check_frame_tiers(topology: FrameTopology) -> Iterator[Problem]:
 
 
 def check_text_tiers(topology: LanguageTopology) -> Iterator[Problem]:
-    """Tiers of a drafter that holds no KV, and modes that may change bits."""
-    held, drafter = _groups_of(topology, topology.output_kv_kinds), topology.speculation.drafter
+    """Modes that may change bits."""
+    held = _groups_of(topology, topology.output_kv_kinds)
     for name, spec in topology.tiers.items():
-        if name in _groups_of(topology, (StageKind.draft,)) and drafter is not DrafterKind.model:
-            wrong = f"a drafter of kind {drafter} holds no KV"
-            yield Problem(("tiers", name), wrong, "remove them or write speculation.drafter: model")
         if topology.deterministic and name in held and spec.mode is not TierMode.exact:
             wrong = f"{spec.mode} reads what happens to lie in hbm, which may change bits"
             yield Problem(("tiers", name, "mode"), wrong, "write mode: exact or deterministic: false")

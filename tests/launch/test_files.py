@@ -146,6 +146,42 @@ def test_a_language_model_that_is_missing() -> None:
     assert code == 2 and "/no/such: no such folder" in output
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["drafter=oracle"], "speculation.drafter: is 'oracle'; write model, ngram or none"),
+        (["drafter=ngram", "hedge=2"], "speculation.hedge: the drafter ngram knows no second choice to hedge with; "
+                                       "write hedge: 0 or auto"),
+        (["drafter=ngram", "options.longest=0"], "speculation.options: drafter ngram: longest is 0; it has to be a "
+                                                 "whole number from 1 to 64; write options that the drafter takes"),
+        (["drafter=ngram", "options.depth=2"], "speculation.options: drafter ngram: "),
+        (["options.longest=2"], "speculation.options: drafter model: "),
+    ],
+)  # fmt: skip
+def test_a_drafter_that_there_is_not_or_that_can_not_do_it(settings: list[str], message: str) -> None:
+    sets = [f"--set=speculation.{setting}" for setting in settings]
+    for command in (["validate", SPECULATE], ["plan", SPECULATE], ["generate", SPECULATE, "--prompt", "a"]):
+        code, output, errors = invoke(*command, *sets)
+        assert code == 2, (command, output, errors)
+        assert message in output + errors
+        assert "Traceback" not in errors
+
+
+def test_a_drafter_without_a_model_has_no_tiers(tmp_path: Path) -> None:
+    file = tmp_path / "text.yaml"
+    text = Path(SPECULATE).read_text(encoding="utf-8")
+    file.write_text(
+        text.replace("speculation: {", "speculation: {drafter: ngram, ") + "tiers: {drafter: {hbm: 1MiB}}\n"
+    )
+    code, output, _ = invoke("validate", str(file))
+    line = file.read_text().splitlines().index("tiers: {drafter: {hbm: 1MiB}}") + 1
+    assert code == 2
+    assert (
+        f"{file}:{line}: tiers.drafter: a drafter of kind ngram holds no KV; remove them or write speculation.drafter: "
+        "model"
+    ) in output
+
+
 def curve(folder: Path) -> tuple[Path, Path]:
     allow = folder / "allow"
     allow.mkdir()

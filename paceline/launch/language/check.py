@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from paceline.launch.errors import ArgumentError
+from paceline.launch.files import check_drafter
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.stages.lm.folder import ModelFolderError
@@ -11,7 +12,8 @@ __all__ = ["check_generation", "find_models"]
 
 
 def find_models(spec: GenerateSpec) -> Models:
-    """What is known of the models of a generation. Raises `ArgumentError`."""
+    """What is known of the models of a generation, after a look at its drafter. Raises `ArgumentError`."""
+    check_drafter(spec.topology)
     try:
         return Models.of(spec)
     except (ModelFolderError, ValueError) as error:

@@ -13,6 +13,7 @@ from paceline.pipeline.speculation.search import SearchFault, search
 from paceline.pipeline.speculation.session_model import SearchCase
 from paceline.pipeline.topology import LanguageTopology, StageKind
 from paceline.runtime.language.roles import Roles
+from paceline.stages.lm.drafter import can_hedge
 
 __all__ = ["language_plan", "show_language_plan"]
 
@@ -68,7 +69,7 @@ def _proof(topology: LanguageTopology, runs: int) -> dict[str, Any]:
     spec = topology.speculation
     depth = _DEEPEST if spec.depth == "auto" else min(spec.depth, _DEEPEST)
     case = SearchCase(
-        spec.coupling, spec.policy, window=1, depth=depth, hedge=0 if spec.hedge == 0 else 1,
+        spec.coupling, spec.policy, window=1, depth=depth, hedge=int(spec.hedge != 0 and can_hedge(spec)),
         passes=1 if runs == 1 else min(runs + 1, _DEEPEST), tokens=2,
     )  # fmt: skip
     proof = (

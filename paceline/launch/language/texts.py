@@ -12,7 +12,7 @@ import msgspec
 
 from paceline.launch.console import make_console
 from paceline.launch.errors import ArgumentError, LaunchError
-from paceline.launch.files import check_curve, check_policies
+from paceline.launch.files import check_curve, check_drafter, check_policies
 from paceline.launch.folders import make_writable
 from paceline.launch.language.check import check_generation, find_models
 from paceline.launch.language.prompts import Prompt, read_prompts
@@ -85,6 +85,7 @@ class TextWorkload(Workload[LanguageResult]):
         """By the formula: it simulates nothing."""
         from paceline.launch.language.plan import language_plan, show_language_plan
 
+        check_drafter(self.topology)
         made = language_plan(self.topology)
         return WorkloadPlan(made, partial(show_language_plan, made), made["live"])
 

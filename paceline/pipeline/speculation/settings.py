@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -10,19 +9,13 @@ from pydantic import Field
 from paceline.pipeline.speculation.window import Coupling, Policy
 from paceline.pipeline.strict_model import LONGEST_MS, StrictModel
 
-__all__ = ["DrafterKind", "LanguageSpec", "SpeculationSpec"]
+__all__ = ["NO_DRAFTER", "LanguageSpec", "SpeculationSpec"]
 
 Auto = Literal["auto"]
 
 
-class DrafterKind(StrEnum):
-    """Where drafts come from."""
-
-    model = "model"
-    ngram = "ngram"
-    """what followed the last tokens the last time they occurred in the prompt or the text so far"""
-    none = "none"
-    """nowhere: plain decoding"""
+NO_DRAFTER = "none"
+"""In place of a drafter's name: plain decoding"""
 
 
 class LanguageSpec(StrictModel):
@@ -30,13 +23,16 @@ class LanguageSpec(StrictModel):
 
     target: str = "zoo:code/target"
     draft: str = "zoo:code/draft"
-    """A smaller model with the target's tokens; it is not read unless `speculation.drafter` is `model`."""
+    """A smaller model with the target's tokens; it is read only by drafters that have a model, as `model`."""
 
 
 class SpeculationSpec(StrictModel):
     """How drafts are made and judged."""
 
-    drafter: DrafterKind = DrafterKind.model
+    drafter: str = Field("model", min_length=1)
+    """Where drafts come from: the name of a drafter (`paceline.stages.lm.drafter`), or `none`."""
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Options of the drafter, by name."""
     coupling: Coupling = Coupling.gumbel
     """At temperature 0 it is always `greedy`."""
     window: Annotated[int, Field(ge=0, le=64)] | Auto = "auto"

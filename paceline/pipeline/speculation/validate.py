@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from paceline.pipeline.problem import Problem
-from paceline.pipeline.speculation.settings import DrafterKind
 from paceline.pipeline.topology import LanguageTopology, StageKind
 
 __all__ = ["check_speculation"]
@@ -33,7 +32,3 @@ def check_speculation(topology: LanguageTopology) -> Iterator[Problem]:
     for index, edge in enumerate(topology.edges):
         if (edge.source, edge.target) == (verify, verify) and verifiers.ranks == 1:
             yield Problem(("edges", index), "joins the ranks of a group that has one", "remove this edge")
-    spec = topology.speculation
-    if spec.drafter is DrafterKind.ngram and isinstance(spec.hedge, int) and spec.hedge > 0:
-        right = "write hedge: 0 or auto"
-        yield Problem(("speculation", "hedge"), "an n-gram drafter knows no second choice to hedge with", right)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 
 from paceline.pipeline.speculation.drafter import Branch, DrafterCore, Rollback
-from paceline.pipeline.speculation.settings import DrafterKind
 from paceline.pipeline.speculation.window import Verdict
 from paceline.runtime.actor import Done, Work
 from paceline.runtime.endpoint import Endpoint
@@ -16,8 +15,7 @@ from paceline.runtime.language.messages import Drafted, Message, SessionStart, S
 from paceline.runtime.language.settings import first_settings
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.timeline import Span
-from paceline.stages.lm.draft_stage import DraftStage
-from paceline.stages.lm.ngram import NgramStage
+from paceline.stages.lm.drafter import DraftStage, can_hedge
 
 __all__ = ["DrafterActor"]
 
@@ -41,7 +39,7 @@ class DrafterActor(LanguageActor):
         endpoint: Endpoint,
         tell: Callable[[], None],
         name: str,
-        stage: DraftStage | NgramStage,
+        stage: DraftStage,
         eos: frozenset[int],
         longest: int | None = None,
     ) -> None:
@@ -50,7 +48,7 @@ class DrafterActor(LanguageActor):
         self._stage, self._eos, self._longest = stage, eos, longest
         self._cores: dict[int, DrafterCore] = {}
         self._settings = first_settings(spec.topology.speculation)
-        self._hedging = spec.topology.speculation.drafter is DrafterKind.model
+        self._hedging = can_hedge(spec.topology.speculation)
         self._turn = 0
         self._warm: set[int] = set()
         self._costs: deque[tuple[int, int]] = deque(maxlen=_TOLD)

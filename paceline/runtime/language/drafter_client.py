@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from paceline.pipeline.speculation.settings import DrafterKind
+from paceline.pipeline.speculation.settings import NO_DRAFTER
 from paceline.pipeline.speculation.verify_scheduler import DrafterState, VerifyScheduler
 from paceline.pipeline.speculation.window import Verdict, Window
 from paceline.runtime.clock import now
@@ -37,7 +37,7 @@ class DrafterClient:
         self._longest = longest
         self._outrun = False
         speculation = spec.topology.speculation
-        self._present = not spec.plain and speculation.drafter is not DrafterKind.none and speculation.window != 0
+        self._present = not spec.plain and speculation.drafter != NO_DRAFTER and speculation.window != 0
         self.tuner = Tuner(speculation, len(roles.verifiers), self._present)
         self.lost = False
         """It was there and is not any more; whatever it may still send is of no use"""

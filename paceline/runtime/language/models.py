@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paceline.pipeline.speculation.settings import DrafterKind
 from paceline.runtime.language.spec import GenerateSpec
+from paceline.stages.lm.drafter import make_drafter
 from paceline.stages.lm.folder import ModelFolder, ModelFolderError
 from paceline.stages.lm.tokenizer import Tokenizer, check_pair
 
@@ -50,7 +50,7 @@ class Models:
 
     @classmethod
     def of(cls, spec: GenerateSpec) -> Models:
-        """Check the folders. Raises `ModelFolderError`."""
+        """Check the folders. Raises `ModelFolderError`, and `ValueError` for a drafter that there is not."""
         topology = spec.topology
         target = find_folder(topology.model.target)
         ModelFolder.read(target)
@@ -59,7 +59,8 @@ class Models:
 
         plan = Blueprint.read(target)
         draft = draft_plan = None
-        if topology.speculation.drafter is DrafterKind.model and not spec.plain and not spec.serial:
+        drafter = None if spec.plain or spec.serial else make_drafter(topology.speculation)
+        if drafter is not None and drafter.has_model:
             draft = find_folder(topology.model.draft)
             draft_plan = Blueprint.read(draft)
             check_pair(plan, draft_plan)

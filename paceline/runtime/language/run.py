@@ -24,7 +24,7 @@ from paceline.runtime.language.verifier import VerifierActor
 from paceline.runtime.rendezvous import Rendezvous
 from paceline.runtime.worker import SWITCH_INTERVAL_S, Worker
 from paceline.stages.lm.decoder import Decoder
-from paceline.stages.lm.draft_stage import DraftStage
+from paceline.stages.lm.drafter import DrafterPlace, DraftStage, make_drafter
 from paceline.stages.lm.layer_run import even_runs
 from paceline.stages.lm.ngram import NgramStage
 from paceline.stages.lm.verify_stage import VerifyStage
@@ -100,14 +100,16 @@ def make_actor(
         return spec.options(session).sampling
 
     if rank == roles.drafter:
-        stage: DraftStage | NgramStage = NgramStage()
-        tiers = None
+        drafter = None if spec.plain else make_drafter(topology.speculation)
+        drafting = None
         if models.draft is not None:
             drafting = Decoder.load(models.draft, device, tiers=tiers_of(topology, rank, models))
-            stage, tiers = DraftStage(drafting, params, models.vocab), drafting.tiers
-        drafter = DrafterActor(spec, rank, endpoint, tell, name, stage, models.eos, models.draft_positions)
-        drafter.tiers = tiers
-        return drafter
+        # Without a drafter no session is opened on this rank.
+        place = DrafterPlace(params, models.vocab, drafting)
+        stage: DraftStage = NgramStage() if drafter is None else drafter.load(place)
+        drafts = DrafterActor(spec, rank, endpoint, tell, name, stage, models.eos, models.draft_positions)
+        drafts.tiers = None if drafting is None else drafting.tiers
+        return drafts
     runs = even_runs(models.layers, len(roles.verifiers))
     rows = topology.speculation.rows if topology.deterministic else None
     held = runs[roles.verifiers.index(rank)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from paceline.pipeline.speculation.settings import DrafterKind, SpeculationSpec
+from paceline.pipeline.speculation.settings import SpeculationSpec
 from paceline.pipeline.speculation.window import Policy
 from paceline.runtime.language.messages import Settings
+from paceline.stages.lm.drafter import can_hedge
 
 __all__ = ["first_settings"]
 
@@ -13,8 +14,8 @@ _FIRST = Settings(window=4, depth=2, hedge=4)
 
 
 def first_settings(spec: SpeculationSpec) -> Settings:
-    """The settings to begin with. Only a model has second choices to hedge with, and `redraft` never uses them."""
-    hedges = spec.drafter is DrafterKind.model and spec.policy is not Policy.redraft
+    """The settings to begin with. Not every drafter can hedge, and `redraft` never uses hedges."""
+    hedges = can_hedge(spec) and spec.policy is not Policy.redraft
     hedge = _FIRST.hedge if spec.hedge == "auto" else spec.hedge
     return Settings(
         window=_FIRST.window if spec.window == "auto" else spec.window,

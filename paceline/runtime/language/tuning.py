@@ -15,10 +15,11 @@ from collections.abc import Sequence
 
 from paceline.pipeline.speculation.controller import OFF, Controller, Settings, predict, ready_share
 from paceline.pipeline.speculation.estimate import Estimates, Mean
-from paceline.pipeline.speculation.settings import DrafterKind, SpeculationSpec
+from paceline.pipeline.speculation.settings import SpeculationSpec
 from paceline.pipeline.speculation.window import Policy, Verdict, Window
 from paceline.runtime.language.messages import StatsReport
 from paceline.runtime.language.settings import first_settings
+from paceline.stages.lm.drafter import can_hedge
 
 __all__ = ["Tuner"]
 
@@ -204,7 +205,7 @@ class Tuner:
 def _controller(spec: SpeculationSpec, runs: int) -> Controller:
     usual = Controller()
     hedges: Sequence[int] = usual.hedges if spec.hedge == "auto" else (spec.hedge,)
-    if spec.drafter is not DrafterKind.model or spec.policy is Policy.redraft:
+    if not can_hedge(spec) or spec.policy is Policy.redraft:
         hedges = (0,)
     return Controller(
         windows=usual.windows if spec.window == "auto" else (spec.window,),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from paceline.pipeline.speculation.drafter import Branch
-from paceline.stages.lm.decoder import Decoder
+
+if TYPE_CHECKING:
+    from paceline.stages.lm.decoder import Decoder
 
 __all__ = ["Branches", "common_prefix"]
 

@@ -10,25 +10,16 @@ from torch import Tensor
 
 from paceline.kernels.gumbel import DrawKey, GumbelRows
 from paceline.pipeline.speculation.drafter import Branch, Rollback
-from paceline.pipeline.speculation.hedge import Alternative
 from paceline.pipeline.speculation.window import Coupling, Window
 from paceline.stages.couplings import alternatives, draw
 from paceline.stages.finite import can_choose
 from paceline.stages.lm.branches import Branches
 from paceline.stages.lm.decoder import Decoder
+from paceline.stages.lm.drafter import DraftStep
 from paceline.stages.sampling import warp
 from paceline.stages.sampling_params import SamplingParams
 
-__all__ = ["DraftStage", "DraftStep"]
-
-
-@dataclass(frozen=True, slots=True)
-class DraftStep:
-    """The token drafted for a branch, and what else the target may have there."""
-
-    branch: Branch
-    token: int
-    others: tuple[Alternative, ...]
+__all__ = ["ModelDraftStage"]
 
 
 @dataclass(slots=True)
@@ -38,7 +29,7 @@ class _Draws:
     made: dict[int, tuple[float, Tensor]] = field(default_factory=dict)
 
 
-class DraftStage:
+class ModelDraftStage:
     """A model that drafts. `params` gives how the tokens of a session are chosen. `vocab` is the number of tokens that
     the target can give; those that the drafter does not have are never drafted, and where one stands in a text the
     drafter reads another."""

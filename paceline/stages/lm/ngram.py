@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from paceline.pipeline.speculation.drafter import Branch, Rollback
 from paceline.pipeline.speculation.window import Window
 from paceline.stages.lm.branches import common_prefix
-from paceline.stages.lm.draft_stage import DraftStep
+from paceline.stages.lm.drafter import DrafterPlace, DraftStep
 
-__all__ = ["Lookup", "NgramStage"]
+__all__ = ["Lookup", "NgramDrafter", "NgramStage"]
 
 LONGEST = 4
 """Tokens of the longest n-gram that is looked up."""
@@ -56,15 +56,33 @@ class Lookup:
         return [tuple(tokens[end - length : end]) for length in range(1, min(self._longest, end) + 1)]
 
 
-class NgramStage:
-    """Drafts for many sessions, as `DraftStage` does, without a model."""
+class NgramDrafter:
+    """What followed the last tokens the last time they occurred in the prompt or the text so far. `longest` is the
+    number of tokens that are looked up at most."""
 
-    def __init__(self) -> None:
+    can_hedge = False
+    has_model = False
+
+    def __init__(self, longest: int = LONGEST) -> None:
+        if isinstance(longest, bool) or not isinstance(longest, int) or not 1 <= longest <= 64:
+            raise ValueError(f"longest is {longest}; it has to be a whole number from 1 to 64")
+        self.longest = longest
+
+    def load(self, place: DrafterPlace) -> NgramStage:
+        """It needs nothing."""
+        return NgramStage(self.longest)
+
+
+class NgramStage:
+    """Drafts for many sessions without a model."""
+
+    def __init__(self, longest: int = LONGEST) -> None:
+        self._longest = longest
         self._lookups: dict[int, Lookup] = {}
 
     def open(self, session: int, seed: int) -> None:
         """Make ready for a session."""
-        self._lookups[session] = Lookup()
+        self._lookups[session] = Lookup(self._longest)
 
     def close(self, session: int) -> None:
         """Free a session."""
@@ -72,7 +90,7 @@ class NgramStage:
 
     def step(self, steps: Sequence[tuple[Branch, list[int]]], others: int) -> list[DraftStep]:
         """Draft one token for each branch, given with all tokens before it."""
-        return [DraftStep(branch, self._lookups[branch.session].follower(tokens), ()) for branch, tokens in steps]
+        return [DraftStep(branch, self._lookups[branch.session].follower(tokens)) for branch, tokens in steps]
 
     def settle(self, session: int, length: int, rollback: Rollback | None) -> None:
         """Nothing to do: the tokens of the next step say what was rolled back."""

@@ -76,10 +76,6 @@ CASES: dict[str, tuple[Sequence[tuple[str, str]], Sequence[str]]] = {
         [("workload: language\n", "workload: language\nschedule: mirrored\n")],
         ["3: schedule: has no meaning in workload language; remove it; only workloads world and sleep take it"],
     ),
-    "hedges of n-grams": (
-        [("drafter: model", "drafter: ngram")],
-        ["3: speculation.hedge: an n-gram drafter knows no second choice to hedge with; write hedge: 0 or auto"],
-    ),
     "no verifier": (
         [("  verify: {kind: verify, group: large}\n", ""), ("large: {ranks: 2}", "large: {ranks: 1}")],
         [],
@@ -131,7 +127,9 @@ def test_a_stage_of_another_workload_is_refused(tmp_path: Path) -> None:
         ("speculation.hedge=many", "auto"),
         ("speculation.coupling=nucleus", "gumbel"),
         ("speculation.policy=hope", "redraft"),
-        ("speculation.drafter=oracle", "ngram"),
+        ("speculation.drafter=", "text"),
+        ("speculation.options=3", "a mapping from names to numbers, texts"),
+        ("speculation.options.longest=[1]", "a number, text, true or false"),
         ("speculation.patience_ms=0", "0"),
         ("speculation.gamma=4", "speculation"),
     ],

@@ -17,7 +17,7 @@ from paceline.runtime.language.drafter import DrafterActor
 from paceline.runtime.language.result import LanguageResult
 from paceline.stages.finite import can_choose
 from paceline.stages.lm.decoder import Decoder
-from paceline.stages.lm.draft_stage import DraftStage
+from paceline.stages.lm.draft_stage import ModelDraftStage
 from paceline.stages.lm.folder import ModelFolderError
 from tests.launch.language.pair import save_pair
 from tests.runtime.language.cluster import Cluster, language, serial, spec_of
@@ -121,7 +121,7 @@ def test_a_drafter_that_is_not_finite_changes_no_session(pair: Pair, coupling: s
     def prepare(actor: LanguageActor) -> None:
         if isinstance(actor, DrafterActor):
             stage = actor._stage
-            assert isinstance(stage, DraftStage)
+            assert isinstance(stage, ModelDraftStage)
             decoder, evidence = stage._decoder, stage.evidence
 
             def seen(window: Window) -> tuple[Tensor | None, Tensor | None]:

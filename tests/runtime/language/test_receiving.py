@@ -26,7 +26,7 @@ from paceline.runtime.language.messages import Drafted, unpack
 from paceline.runtime.language.verifier import VerifierActor
 from paceline.stages.couplings import Ruling
 from paceline.stages.item import Item, Key
-from paceline.stages.lm.draft_stage import DraftStep
+from paceline.stages.lm.drafter import DraftStep
 from paceline.stages.lm.verify_stage import Case
 from tests.runtime.language.cluster import language, spec_of
 
@@ -89,7 +89,7 @@ class Drafts:
     def settle(self, session: int, length: int, rollback: Rollback | None) -> None: ...
 
     def step(self, steps: Sequence[tuple[Branch, list[int]]], others: int) -> list[DraftStep]:
-        return [DraftStep(branch, target(text) + (sum(text) % 3 == 0), ()) for branch, text in steps]
+        return [DraftStep(branch, target(text) + (sum(text) % 3 == 0)) for branch, text in steps]
 
     def evidence(self, window: Window) -> tuple[Tensor | None, Tensor | None]:
         return None, None
