@@ -23,7 +23,8 @@ from harness import ROOT, Bench, BenchError, Summary, Table, options, run_json, 
 from speculation_costs import breakdown, measured_costs, where
 
 from paceline.pipeline.speculation.formula import Costs, pipelined, useful_depth
-from paceline.pipeline.speculation.simulate import Simulation, TokenLaw, simulate_speculation
+from paceline.pipeline.speculation.simulate import simulate_speculation
+from paceline.pipeline.speculation.simulation import Simulation, TokenLaw
 from zoo.code.corpus import stdlib
 
 SPECULATE_2 = ROOT / "topologies" / "speculate-2.yaml"

@@ -10,7 +10,8 @@ from typing import Any
 
 from harness import Summary, Table
 
-from paceline.pipeline.speculation.simulate import Simulation, TokenLaw, simulate_speculation
+from paceline.pipeline.speculation.simulate import simulate_speculation
+from paceline.pipeline.speculation.simulation import Simulation, TokenLaw
 
 __all__ = ["Measured", "breakdown", "measured_costs", "where"]
 

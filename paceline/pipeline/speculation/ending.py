@@ -1,4 +1,4 @@
-"""Why and where a session ends: one rule for the acceptor, the text at the first verifier and the serial reference.
+"""Why and where a session ends: one rule for the acceptor, the text at the leader and the serial reference.
 
 The rule looks at one committed token at a time, in order, so the end does not depend on how many tokens a verdict
 brings. Where several reasons hold for the same token, the order is: end of text, stop string, length.

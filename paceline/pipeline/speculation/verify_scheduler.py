@@ -1,5 +1,5 @@
-"""The scheduler of one session, at the first verifier: which window is forwarded next. It also decodes plainly when the
-drafter is off, lost or silent; that decision looks at the time and at nothing that was drafted.
+"""The scheduler of one session, at the leader: which window is forwarded next. It also decodes plainly when the drafter
+is off, lost or silent; that decision looks at the time and at nothing that was drafted.
 
 Windows that came late are of use to a deterministic coupling: what the target has decided meanwhile is compared, equal
 tokens are cut off, a different one discards the window and closes its epoch. Under `rejection` a plain pass samples,

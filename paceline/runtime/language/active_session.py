@@ -1,4 +1,4 @@
-"""A session at the first verifier, where it lives: its scheduler, its text, what it was and when."""
+"""A session at the leader: its scheduler, its text, what it was and when."""
 
 from __future__ import annotations
 

@@ -99,8 +99,10 @@ class LanguageActor(ABC):
     def work(self, compute: Callable[[], Any], spans: tuple[Span, ...], context: Any) -> Work:
         """A forward; until it is done no message is handled."""
         self.busy = True
-        first = spans[0] if spans else None
-        key = "" if first is None else f"{first.stage} {first.session} {first.kind} {first.rows} {self._passes}"
+        key = ""
+        if spans and self.topology.inject.jitter_ms:
+            first = spans[0]
+            key = f"{first.stage} {first.session} {first.kind} {first.rows} {self._passes}"
         return Work(self.stage_name, compute, spans, key=key, context=context)
 
     def passed(self, done: Done, tokens: int) -> None:

@@ -24,7 +24,7 @@ _ROWS = 16
 _OTHERS = 3
 """Alternatives of a drafted token that hedges are chosen from."""
 _TOLD = 64
-"""Measurements kept until the first verifier asks for them; older ones are forgotten."""
+"""Measurements kept until the leader asks for them; older ones are forgotten."""
 
 
 class DrafterActor(LanguageActor):

@@ -1,4 +1,4 @@
-"""The drafter as the first verifier sees it: whether it is there, what it is told, and what it is told to draft."""
+"""The drafter as the leader sees it: whether it is there, what it is told, and what it is told to draft."""
 
 from __future__ import annotations
 

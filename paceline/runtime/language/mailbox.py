@@ -20,7 +20,7 @@ _ALL_SESSIONS = 2**31 - 1
 
 
 class Mailbox:
-    """Numbers the items of each route and session. What there is no credit for waits here, in order.
+    """Numbers the items of each route. What there is no credit for waits here, in order.
 
     Each session has credits of its own, so one whose messages are not taken does not keep another from sending. Whoever
     produces a message (the scheduler a window to forward, the drafter a window that it drafted) asks `has_room` before.
@@ -32,13 +32,15 @@ class Mailbox:
         self._endpoint = endpoint
         self._waiting: dict[tuple[int, int, int], deque[Record]] = {}
         """By edge, target and session; only what is not empty"""
-        self._sent: dict[tuple[int, int, int], int] = {}
-        self._listening: dict[tuple[int, int], dict[int, int]] = {}
-        """By edge and source: the position of the next item of each session"""
+        # A route keeps the order of its items, so one count is enough, however many sessions there are.
+        self._sent: dict[tuple[int, int], int] = {}
+        """By edge and target: items that were sent"""
+        self._listening: dict[tuple[int, int], int] = {}
+        """By edge and source: items that were taken"""
 
     def listen(self, edge: int, source: int) -> None:
         """Take what comes by an edge from a rank."""
-        self._listening[edge, source] = {}
+        self._listening[edge, source] = 0
 
     def put(self, edge: int, target: int, message: Message) -> None:
         """Send a message with the next `send`. What goes to a rank that is lost is dropped."""
@@ -71,9 +73,9 @@ class Mailbox:
                 nbytes = sum(record.nbytes for record in batch)
                 if not self._endpoint.can_send(edge, target, session, 1, nbytes):
                     break
-                number = self._sent.get(key, 0)
+                number = self._sent.get((edge, target), 0)
                 self._endpoint.send(target, Item(Key(edge, session, number), pack(batch)))
-                self._sent[key] = number + 1
+                self._sent[edge, target] = number + 1
                 for _ in batch:
                     records.popleft()
             if not records:
@@ -98,11 +100,11 @@ class Mailbox:
     def take(self) -> list[tuple[int, int, Message]]:
         """What has come, as (edge, source rank, message), in order for each route and session."""
         found: list[tuple[int, int, Message]] = []
-        for (edge, source), expected in self._listening.items():
+        for edge, source in self._listening:
             for key in self._endpoint.arrived(edge, source):
-                number = expected.get(key.session, 0)
-                if key != Key(edge, key.session, number):
-                    raise ChannelError(f"{key} came in place of {Key(edge, key.session, number)}; restart the run")
-                expected[key.session] = number + 1
+                expected = Key(edge, key.session, self._listening[edge, source])
+                if key != expected:
+                    raise ChannelError(f"{key} came in place of {expected}; restart the run")
+                self._listening[edge, source] += 1
                 found += [(edge, source, message) for message in unpack(self._endpoint.take(key).tensors)]
         return found

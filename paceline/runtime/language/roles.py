@@ -18,9 +18,9 @@ class Roles:
     drafter: int
     verifiers: tuple[int, ...]
     windows: int
-    """Edge from the drafter to the first verifier."""
+    """Edge from the drafter to the leader."""
     verdicts: int
-    """Edge from the first verifier to the drafter."""
+    """Edge from the leader to the drafter."""
     ring: int | None
     """Edge among the verifiers; hidden states go up, verdicts from the last to the first."""
 
@@ -41,7 +41,7 @@ class Roles:
 
     @property
     def first(self) -> int:
-        """The first verifier, where sessions live."""
+        """The first verifier: the leader, where sessions are admitted and committed."""
         return self.verifiers[0]
 
     @property

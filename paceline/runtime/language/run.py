@@ -45,7 +45,7 @@ def generate_rank(
     progress: Progress,
     log: Path | None,
 ) -> LanguageResult | None:
-    """Run one rank; the result on the first verifier, None elsewhere.
+    """Run one rank; the result on the leader, None elsewhere.
 
     Raises `ModelFolderError` for models that can't be used, `TransportError` and `RendezvousError` as `run_rank` does.
     """

@@ -25,8 +25,8 @@ from paceline.runtime.result import RankReport
 from paceline.stages.couplings import sample
 from paceline.stages.finite import NotFinite, can_choose
 from paceline.stages.lm.decoder import Decoder
-from paceline.stages.lm.kv_error import SequenceError
 from paceline.stages.lm.rank_tiers import RankTiers
+from paceline.stages.lm.sequence_kv import SequenceError
 from paceline.stages.lm.text_stream import TextStream
 from paceline.stages.sampling import warp
 from paceline.tiers.manager import TierManager

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from paceline.runtime.language.parked import ParkedSession, kv_file, note_of, session_folder, write_parked
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.stages.lm.decoder import Decoder
-from paceline.stages.lm.kv_error import SequenceError
+from paceline.stages.lm.sequence_kv import SequenceError
 from paceline.tiers.errors import TierError
 
 __all__ = ["SessionStore"]

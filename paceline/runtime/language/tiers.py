@@ -6,7 +6,7 @@ from paceline.pipeline.placement import Placement
 from paceline.pipeline.topology import Topology
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.roles import Roles
-from paceline.stages.lm.identity import weights_identity
+from paceline.stages.lm.folder import weights_identity
 from paceline.stages.lm.rank_tiers import RankTiers
 
 __all__ = ["serial_tiers", "tiers_of"]

@@ -1,6 +1,6 @@
 """Measures a generation as it runs, and picks what to draft with: the controller's hands and eyes.
 
-At the first verifier it sees verdicts, times of passes, and what the drafter says of its steps; so what it decides
+At the leader it sees verdicts, times of passes, and what the drafter says of its steps; so what it decides
 depends on times and on verified tokens alone. Where the topology fixes window, depth and hedge width, it only measures.
 
 A run that is left to the controller begins plainly, with the drafter already at work: some plain passes say what a

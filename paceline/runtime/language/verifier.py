@@ -18,7 +18,7 @@ from paceline.runtime.language.messages import Failed, HiddenStates, Message, Pa
 from paceline.runtime.language.session_store import SessionStore
 from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.timeline import Span
-from paceline.stages.lm.kv_error import SequenceError
+from paceline.stages.lm.sequence_kv import SequenceError
 from paceline.stages.lm.verify_stage import VerifyStage
 
 __all__ = ["VerifierActor"]

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 
-from paceline.stages.lm.kv_error import KVError
-from paceline.stages.lm.sequence_kv import KV
+from paceline.stages.lm.sequence_kv import KV, KVError
 from paceline.tiers.errors import BlockLost, TierFull
 
 __all__ = ["IMPLEMENTATION", "KeysSeen", "Listener", "Pair", "Pass", "PassCache", "Segment", "attach"]

@@ -1,22 +1,21 @@
-"""A run of layers of a causal language model with the KV of many sequences: what the workers compute with."""
+"""A layer range of a causal language model with the KV of many sequences: what the workers compute with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from paceline.stages.lm.attention import Segment
 from paceline.stages.lm.blueprint import Blueprint
-from paceline.stages.lm.kv_error import KVError, SequenceError
+from paceline.stages.lm.execution import Execution
 from paceline.stages.lm.layer_run import LayerRun
 from paceline.stages.lm.loader import load_run
 from paceline.stages.lm.rank_tiers import RankTiers
 from paceline.stages.lm.self_check import self_check
-from paceline.stages.lm.sequence_kv import KV, SequenceKV
+from paceline.stages.lm.sequence_kv import KV, KVError, SequenceError, SequenceKV
 from paceline.stages.lm.tiered_kv import TieredKV
 from paceline.tiers.errors import TierError
 
@@ -51,7 +50,7 @@ class Decoder:
                 f"rows is {rows}, but the model has experts, which multiply as many rows at once as chose them; take "
                 "rows = 1 (one token at a time), or None for packed forwards"
             )
-        self._run = run
+        self._run, self._execution = run, Execution(run, plan.vocab, rows, tiers)
         self.rows = rows
         self.known, self.vocab, self.hidden = plan.rows, plan.vocab, plan.hidden
         self.first, self.last, self.layers = run.first, run.last, run.layers
@@ -212,7 +211,7 @@ class Decoder:
         starts = [kv.length for kv in kvs]
         while True:
             try:
-                return self._forwarded(kvs, inputs, keep)
+                return self._execution.forward(kvs, inputs, keep)
             except KVError as error:
                 for kv, start in zip(kvs, starts, strict=True):
                     kv.length = start
@@ -240,29 +239,6 @@ class Decoder:
                 inputs[index] = inputs[index][found.length - own :]
         return kvs, inputs
 
-    def _forwarded(self, kvs: Sequence[KV], inputs: Sequence[Tensor], keep: Sequence[int]) -> list[Tensor]:
-        """As `forward`, without looking at the inputs; `keep` may be 0. What a failure leaves undone is beyond the
-        length of each sequence."""
-        if self.rows is not None:
-            found = [self._tiled(kv, given, k) for kv, given, k in zip(kvs, inputs, keep, strict=True)]
-            self._passed()
-            return found
-        if self.tiers is None:
-            return self._packed(kvs, inputs, keep)
-        parts: list[list[Tensor]] = [[] for _ in kvs]
-        for pieces in self.tiers.passes([kv.length for kv in kvs], [len(given) for given in inputs]):
-            some = [kvs[index] for index, _ in pieces]
-            given = [inputs[index][part.start : part.stop] for index, part in pieces]
-            wanted = [max(0, part.stop - max(part.start, len(inputs[index]) - keep[index])) for index, part in pieces]
-            for (index, _), out in zip(pieces, self._packed(some, given, wanted), strict=True):
-                parts[index].append(out)
-            self._passed()
-        return [found[0] if len(found) == 1 else torch.cat(found) for found in parts]
-
-    def _passed(self) -> None:
-        if self.tiers is not None:
-            self.tiers.passed()
-
     def _recompute(self, sequence: int, error: KVError) -> None:
         """Compute the KV of a sequence again from where it was lost. Raises `SequenceError` where that can't be."""
         kv, tokens = self._sequences[sequence], self._tokens.get(sequence)
@@ -278,55 +254,11 @@ class Decoder:
             try:
                 if kept < length:
                     again = torch.tensor(tokens[kept:length], dtype=torch.int64, device=self.device)
-                    self._forwarded([kv], [again], [0])
+                    self._execution.forward([kv], [again], [0])
                 return
             except KVError as another:
                 error = another
         raise SequenceError(sequence, error.__cause__ or error) from error
-
-    def _packed(self, kvs: Sequence[KV], inputs: Sequence[Tensor], keep: Sequence[int]) -> list[Tensor]:
-        segments, begin = [], 0
-        for kv, given in zip(kvs, inputs, strict=True):
-            segments.append(Segment(kv, begin, len(given), kv.length))
-            begin += len(given)
-        hidden = self._through(torch.cat(list(inputs)) if len(inputs) > 1 else inputs[0], segments)
-        for segment in segments:
-            segment.commit()
-        if not self.last:
-            return list(torch.split(hidden[0], [len(given) for given in inputs]))
-        if not sum(keep):
-            return [torch.empty(0, self.vocab, device=self.device) for _ in keep]
-        if sum(keep) < begin:
-            wanted = [hidden[:, s.end - k : s.end] for s, k in zip(segments, keep, strict=True)]
-            hidden = torch.cat(wanted, dim=1)
-        return list(torch.split(self._run.logits(hidden), list(keep)))
-
-    def _tiled(self, kv: KV, given: Tensor, keep: int) -> Tensor:
-        start, stop = kv.length, kv.length + len(given)
-        outs = []
-        for tile, new in _tiles(start, stop, self.rows or 1):
-            rows = given.new_zeros(self.rows or 1, *given.shape[1:])
-            begin = tile + new.start - start
-            rows[new.start : new.stop] = given[begin : begin + len(new)]
-            segment = Segment(kv, 0, len(rows), tile, new)
-            hidden = self._through(rows, [segment])
-            segment.commit()
-            if tile + new.stop < stop:
-                self._passed()
-            if not self.last:
-                outs.append(hidden[0, new.start : new.stop])
-            elif tile + new.stop > stop - keep:
-                outs.append(self._run.logits(hidden)[new.start : new.stop])
-        if not outs:
-            return torch.empty(0, self.vocab, device=self.device)
-        out = torch.cat(outs) if len(outs) > 1 else outs[0]
-        return out[len(out) - keep :] if self.last else out
-
-    def _through(self, rows: Tensor, segments: Sequence[Segment]) -> Tensor:
-        last = max(segment.start + segment.last for segment in segments) - 1
-        positions = self._run.positions(segments, last)
-        hidden = self._run.embed(rows, positions) if self.first else rows[None]
-        return self._run.through(hidden, segments, positions)
 
     @property
     def _tiered(self) -> TieredKV:
@@ -366,9 +298,3 @@ class Decoder:
                 "shorten the prompt or ask for fewer tokens"
             )
         return given.to(self.device) if self.first else given.to(self.device, self.dtype)
-
-
-def _tiles(start: int, stop: int, rows: int) -> Iterator[tuple[int, range]]:
-    """The tiles that positions `[start, stop)` lie in: the tile's first position and which of its rows are new."""
-    for tile in range(start // rows * rows, stop, rows):
-        yield tile, range(max(start - tile, 0), min(stop - tile, rows))

@@ -16,8 +16,7 @@ from paceline.stages.lm.attention import IMPLEMENTATION
 from paceline.stages.lm.blueprint import Blueprint
 from paceline.stages.lm.folder import ModelFolder, ModelFolderError, first_line
 from paceline.stages.lm.layer_run import LayerRun
-from paceline.stages.lm.skeleton import ALONE, skeleton
-from paceline.stages.lm.stand_ins import NoPositions, PassedOn, put
+from paceline.stages.lm.skeleton import ALONE, NoPositions, PassedOn, put, skeleton
 from paceline.stages.lm.weights import WeightFiles, quiet
 
 __all__ = ["LoadedRun", "load_run"]

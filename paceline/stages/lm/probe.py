@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from paceline.stages.lm.anatomy import Anatomy
 from paceline.stages.lm.attention import IMPLEMENTATION, KeysSeen, Listener, Pair, PassCache, attach
 from paceline.stages.lm.folder import ModelFolderError, first_line
-from paceline.stages.lm.stand_ins import PassedOn, put
+from paceline.stages.lm.skeleton import PassedOn, put
 from paceline.stages.lm.traits import LayerTraits
 
 __all__ = ["probe"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["KV", "SequenceKV"]
+__all__ = ["KV", "KVError", "SequenceError", "SequenceKV"]
 
 _LEAST = 64
 """Positions of the first buffer, and what capacities are multiples of."""
@@ -152,3 +152,21 @@ def _grown(old: Tensor, length: int, capacity: int) -> Tensor:
     new = torch.zeros(old.shape[0], capacity, old.shape[2], dtype=old.dtype, device=old.device)
     new.narrow(1, 0, length).copy_(old.narrow(1, 0, length))
     return new
+
+
+class KVError(RuntimeError):
+    """Raised inside a pass: the KV of a sequence can't be read from `start` on, or (None) finds no room. Its cause says
+    why."""
+
+    def __init__(self, kv: KV, start: int | None) -> None:
+        super().__init__(f"KV from position {start} on is lost" if start is not None else "no room for KV")
+        self.kv, self.start = kv, start
+
+
+class SequenceError(RuntimeError):
+    """A sequence can't go on; it is to be closed. All others are as they were before the forward, or can be truncated
+    to that and forwarded again."""
+
+    def __init__(self, sequence: int, cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.sequence = sequence

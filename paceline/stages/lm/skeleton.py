@@ -1,4 +1,5 @@
-"""A model as its class builds it from `config.json`, without weights: parameters lie on the meta device."""
+"""A model as its class builds it from `config.json`, without weights: parameters lie on the meta device.
+Modules stand in for the parts that a layer range does not hold."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
 from paceline.stages.lm.folder import ModelFolder, ModelFolderError, first_line
 
-__all__ = ["ALONE", "skeleton"]
+__all__ = ["ALONE", "NoPositions", "PassedOn", "put", "skeleton"]
 
 # Transformers types little of this, and what it types differs between its versions.
 _AUTO: Any = transformers.AutoModelForCausalLM
@@ -56,3 +57,33 @@ def _parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+class PassedOn(nn.Module):
+    """Stands in for a layer: gives its input back, in the form that the layer gives its result; with `bend` not quite,
+    and in a way that depends on how large it is."""
+
+    def __init__(self, as_tuple: bool, bend: float = 0.0) -> None:
+        super().__init__()
+        self._as_tuple, self._bend = as_tuple, bend
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
+        given = hidden + self._bend * hidden.sin() if self._bend else hidden
+        return (given,) if self._as_tuple else given
+
+
+class NoPositions(nn.Module):
+    """Stands in for an embedding of positions: adds nothing."""
+
+    def __init__(self, hidden: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._hidden, self._dtype = hidden, dtype
+
+    def forward(self, positions: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return torch.zeros(*positions.shape, self._hidden, dtype=self._dtype, device=positions.device)
+
+
+def put(model: Any, name: str, module: nn.Module) -> None:
+    """Replace the part of a model that has a dotted name."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

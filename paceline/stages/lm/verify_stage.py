@@ -14,7 +14,7 @@ from paceline.pipeline.speculation.window import Coupling, Window
 from paceline.stages.couplings import Judgement, Ruling, judge_rows
 from paceline.stages.finite import NotFinite, can_choose
 from paceline.stages.lm.decoder import Decoder
-from paceline.stages.lm.kv_error import SequenceError
+from paceline.stages.lm.sequence_kv import SequenceError
 from paceline.stages.sampling import warp
 from paceline.stages.sampling_params import SamplingParams
 

@@ -10,7 +10,8 @@ import pytest
 from paceline.pipeline.speculation.controller import OFF, Controller, Settings, predict, ready_share
 from paceline.pipeline.speculation.estimate import Estimates
 from paceline.pipeline.speculation.formula import Costs, pipelined
-from paceline.pipeline.speculation.simulate import Simulation, TokenLaw, simulate_speculation
+from paceline.pipeline.speculation.simulate import simulate_speculation
+from paceline.pipeline.speculation.simulation import Simulation, TokenLaw
 
 _WINDOWS, _DEPTHS, _HEDGES = (2, 3, 4, 6), (1, 2), (0, 8)
 

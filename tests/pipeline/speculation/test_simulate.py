@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from paceline.pipeline.speculation.formula import Costs, pipelined, sequential, useful_depth
-from paceline.pipeline.speculation.simulate import Simulation, TokenLaw, simulate_speculation
+from paceline.pipeline.speculation.simulate import simulate_speculation
+from paceline.pipeline.speculation.simulation import Simulation, TokenLaw
 from paceline.pipeline.speculation.window import Coupling, Policy
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from paceline.pipeline.tiers import NvmeSpec, TierMode, TierSpec
 from paceline.stages.lm.decoder import Decoder
-from paceline.stages.lm.kv_error import SequenceError
 from paceline.stages.lm.rank_tiers import RankTiers
+from paceline.stages.lm.sequence_kv import SequenceError
 from paceline.stages.lm.tiered_kv import TieredKV
 from paceline.tiers.policies import ONLINE
 from paceline.tiers.tier import Tier
