@@ -85,8 +85,8 @@ class TextWorkload(Workload[LanguageResult]):
         """By the formula: it simulates nothing."""
         from paceline.launch.language.plan import language_plan, show_language_plan
 
-        check_drafter(self.topology)
-        made = language_plan(self.topology)
+        check_drafter(self.spec.topology)
+        made = language_plan(self.spec.topology)
         return WorkloadPlan(made, partial(show_language_plan, made), made["live"])
 
     def record(self, file: Path, out: Path, options: RecordOptions) -> Recording:
