@@ -59,7 +59,7 @@ class Mover:
             job = self._storage.begin(blocks, target)
             if job is None:
                 continue
-            if self._given is None:
+            if self._given is None or job.clean.all():
                 self._storage.run(job)
                 self._finish(job)
             else:

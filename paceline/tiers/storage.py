@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from paceline.tiers.clean_copies import CleanCopies
 from paceline.tiers.errors import TierFull
-from paceline.tiers.free_slots import Free, FreeRuns, FreeSlots
+from paceline.tiers.free_slots import Free, FreeSlots
 from paceline.tiers.layout import Layout, Slots
 from paceline.tiers.memory import Memory
 from paceline.tiers.nvme import Failure, Store
@@ -33,6 +34,8 @@ class Job:
     versions: Blocks
     source_slots: Blocks
     target_slots: Blocks
+    clean: NDArray[np.bool_]
+    """By index: whether the target slot holds the bytes of the block already, so that nothing is copied."""
     failures: dict[int, Failure] = field(default_factory=dict)
     """By index: blocks that could not be copied."""
     error: Exception | None = None
@@ -62,8 +65,10 @@ class Storage:
         self.pool = BlockPool()
         self.store = store
         self._dram_slots = FreeSlots(slots.dram)
-        self.free: tuple[Free, Free, Free] = (FreeSlots(slots.hbm), self._dram_slots, FreeRuns(slots.nvme))
+        self.copies = CleanCopies(slots.nvme)
+        self.free: tuple[Free, Free, Free] = (FreeSlots(slots.hbm), self._dram_slots, self.copies)
         self.moved_bytes = 0
+        """Bytes that were copied from one tier to another."""
         self.failures: dict[str, int] = {}
         """Failed reads and writes by kind."""
         self.leaving: Callable[[Blocks], None] | None = None
@@ -84,6 +89,7 @@ class Storage:
         self.memory.write(tier, int(self.pool.slot[block]), offset, k_GnD, v_GnD)
         self.pool.filled[block] = max(int(self.pool.filled[block]), offset + k_GnD.shape[1])
         self.pool.version[block] += 1
+        self.copies.forget(block)
 
     def remove(self, block: int) -> None:
         """Forget a block and free its slot, but for one of nvme that could not be read: it is not used again."""
@@ -92,6 +98,7 @@ class Storage:
             self.free[tier].retire()
         else:
             self.free[tier].give(int(self.pool.slot[block]))
+        self.copies.forget(block)
         self.pool.remove(block)
 
     def grow_dram(self, slots: int) -> None:
@@ -102,7 +109,10 @@ class Storage:
     # -- moves ---------------------------------------------------------------------------------------------------------
 
     def begin(self, blocks: Sequence[int], target: Tier) -> Job | None:
-        """Take slots for blocks of one tier, as many of the first as there is room for; None where there is none."""
+        """Take slots for blocks of one tier, as many of the first as there is room for; None where there is none.
+
+        A block that has a clean copy in nvme goes back to it.
+        """
         pool, free = self.pool, self.free[target]
         blocks = blocks[: len(free)]
         if not blocks:
@@ -113,7 +123,11 @@ class Storage:
             numbers = numbers[
                 np.lexsort((pool.place[numbers], pool.layer[numbers], pool.start[numbers], pool.session[numbers]))
             ]
-        slots = np.asarray(free.take(len(numbers)), dtype=np.int64)
+        slots = np.full(len(numbers), -1, dtype=np.int64)
+        if target is Tier.nvme:
+            slots[:] = [self.copies.claim(block) for block in numbers.tolist()]
+        clean = slots >= 0
+        slots[~clean] = free.take(int((~clean).sum()))
         if self.leaving is not None and pool.tier[numbers[0]] == Tier.hbm:
             self.leaving(numbers)
         pool.moving[numbers] = True
@@ -125,6 +139,7 @@ class Storage:
             versions=pool.version[numbers],
             source_slots=pool.slot[numbers],
             target_slots=slots,
+            clean=clean,
         )
         if self._stream is not None:
             job.ready = cuda_event()
@@ -166,10 +181,14 @@ class Storage:
             elif pool.version[block] != job.versions[index]:
                 free[job.target].give(slot)
             else:
-                free[job.source].give(int(job.source_slots[index]))
+                if job.source is Tier.nvme:
+                    self.copies.keep(block, int(job.source_slots[index]))
+                else:
+                    free[job.source].give(int(job.source_slots[index]))
                 pool.tier[block], pool.slot[block] = int(job.target), slot
                 pool.row[block] = self.memory.row(job.target, slot)
-                self.moved_bytes += self.memory.stored_nbytes
+                if not job.clean[index]:
+                    self.moved_bytes += self.memory.stored_nbytes
         return failed
 
     def _copy(self, job: Job) -> None:
@@ -177,7 +196,11 @@ class Storage:
             # The host writes into these rows itself, so it has to wait itself for who still reads them.
             job.ready.synchronize()
         if job.target is Tier.nvme:
-            job.failures = self.memory.save(job.source, job.source_slots, self._nvme(), job.target_slots)
+            dirty = np.flatnonzero(~job.clean)
+            if not len(dirty):
+                return
+            found = self.memory.save(job.source, job.source_slots[dirty], self._nvme(), job.target_slots[dirty])
+            job.failures = {int(dirty[index]): failure for index, failure in found.items()}
         elif job.source is Tier.nvme:
             job.failures = self.memory.load(self._nvme(), job.source_slots, job.target, job.target_slots)
         else:

@@ -84,7 +84,8 @@ def move(storage: Storage, block: int, target: Tier) -> list[int]:
 
 
 class StorageMachine(RuleBasedStateMachine):
-    """`written` is what each live block must give back; `damaged` are blocks whose slot of the file was changed."""
+    """`written` is what each live block must give back; `damaged` are slots of the file that were changed, and not
+    written since."""
 
     @initialize()
     def make(self) -> None:
@@ -92,6 +93,8 @@ class StorageMachine(RuleBasedStateMachine):
         self.storage = storage_of(Path(self.folder.name))
         self.written: dict[int, Content] = {}
         self.damaged: set[int] = set()
+        self.clean: set[int] = set()
+        """Blocks that came from nvme and were not written since"""
         self.jobs: list[tuple[Job, bool]] = []
         """Jobs that are not finished, and whether they have run"""
 
@@ -103,6 +106,12 @@ class StorageMachine(RuleBasedStateMachine):
 
     def tier(self, block: int) -> Tier:
         return Tier(int(self.storage.pool.tier[block]))
+
+    def slot(self, block: int) -> int:
+        return int(self.storage.pool.slot[block])
+
+    def is_damaged(self, block: int) -> bool:
+        return self.tier(block) is Tier.nvme and self.slot(block) in self.damaged
 
     @rule(tier=st.sampled_from([Tier.hbm, Tier.dram]))
     def add(self, tier: Tier) -> None:
@@ -127,6 +136,7 @@ class StorageMachine(RuleBasedStateMachine):
         for half, part in zip(kept, new, strict=True):
             half[:, offset : offset + count] = part
         self.written[block] = kept[0], kept[1]
+        self.clean.discard(block)
 
     @rule(data=st.data(), source=st.sampled_from(list(Tier)), to=st.sampled_from(list(Tier)))
     def begin(self, data: st.DataObject, source: Tier, to: Tier) -> None:
@@ -139,6 +149,8 @@ class StorageMachine(RuleBasedStateMachine):
         assert (job is None) == (room == 0)
         if job is not None:
             assert job.blocks.tolist() == blocks[:room]
+            assert to is Tier.nvme or not job.clean.any()
+            assert set(job.blocks[job.clean].tolist()) <= self.clean
             self.jobs.append((job, False))
 
     @precondition(lambda self: self.jobs)
@@ -148,6 +160,8 @@ class StorageMachine(RuleBasedStateMachine):
         job, ran = self.jobs[index]
         if not ran:
             self.storage.run(job)
+            if job.target is Tier.nvme:
+                self.damaged -= set(job.target_slots[~job.clean].tolist())
             self.jobs[index] = job, True
 
     @precondition(lambda self: any(ran for _, ran in self.jobs))
@@ -155,10 +169,15 @@ class StorageMachine(RuleBasedStateMachine):
     def finish(self, data: st.DataObject) -> None:
         job, _ = data.draw(st.sampled_from([entry for entry in self.jobs if entry[1]]))
         self.jobs = [entry for entry in self.jobs if entry[0] is not job]
+        moved = self.storage.moved_bytes
         failed = self.storage.finish(job)
-        assert set(failed) <= set(job.blocks.tolist()) & self.damaged
         for block in failed:
-            assert self.tier(block) is job.source is Tier.nvme
+            assert block in job.blocks and self.is_damaged(block)
+            assert job.source is Tier.nvme
+        there = [block for block in job.blocks.tolist() if block in self.written and self.tier(block) is job.target]
+        if job.source is Tier.nvme:
+            self.clean |= set(there)
+        assert self.storage.moved_bytes - moved <= LAYOUT.block_nbytes * int((~job.clean).sum())
 
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
@@ -166,16 +185,17 @@ class StorageMachine(RuleBasedStateMachine):
             block = data.draw(st.sampled_from(sorted(self.written)))
             self.storage.remove(block)
             del self.written[block]
-            self.damaged.discard(block)
+            self.clean.discard(block)
 
     @rule(data=st.data())
     def break_one(self, data: st.DataObject) -> None:
-        far = [b for b in self.written if self.tier(b) is Tier.nvme and not self.storage.pool.moving[b]]
-        if far:
-            block = data.draw(st.sampled_from(far))
-            if block not in self.damaged:
-                damage(self.storage, int(self.storage.pool.slot[block]))
-                self.damaged.add(block)
+        """Damage the slot of a block, or the clean copy of one."""
+        still = [b for b in self.written if self.tier(b) is Tier.nvme and not self.storage.pool.moving[b]]
+        slots = {self.slot(b) for b in still} | set(self.storage.copies.copies().values())
+        if slots - self.damaged:
+            slot = data.draw(st.sampled_from(sorted(slots - self.damaged)))
+            damage(self.storage, slot)
+            self.damaged.add(slot)
 
     @invariant()
     def all_is_there(self) -> None:
@@ -184,22 +204,101 @@ class StorageMachine(RuleBasedStateMachine):
         assert set(self.storage.pool.blocks().tolist()) == set(self.written)
         for block, expected in self.written.items():
             found = read(self.storage, block)
-            assert found == "checksum" if block in self.damaged else equal(found, expected), (block, self.tier(block))
+            assert found == "checksum" if self.is_damaged(block) else equal(found, expected), (block, self.tier(block))
 
     @invariant()
     def no_slot_has_two_owners(self) -> None:
         if not hasattr(self, "storage"):
             return
-        held = [(self.tier(block), int(self.storage.pool.slot[block])) for block in self.written]
+        held = [(self.tier(block), self.slot(block)) for block in self.written]
         held += [(job.target, slot) for job, _ in self.jobs for slot in job.target_slots.tolist()]
         assert len(set(held)) == len(held)
         for tier, free in zip(Tier, self.storage.free, strict=True):
-            assert free.taken == sum(place is tier for place, _ in held)
+            taken = {slot for place, slot in held if place is tier}
+            assert free.taken == len(taken)
+            # Clean copies are free slots, so what is left is all that nobody holds.
+            assert {slot for slot in range(free.count) if slot in free} == set(range(free.count)) - taken
             assert len(free) == free.count - free.taken
+        copies = self.storage.copies.copies()
+        assert len(set(copies.values())) == len(copies)
+        assert all(slot in self.storage.copies for slot in copies.values())
+
+    @invariant()
+    def a_clean_copy_equals_its_block(self) -> None:
+        if not hasattr(self, "storage"):
+            return
+        row = np.asarray([self.storage.memory.hbm])
+        for block, slot in self.storage.copies.copies().items():
+            assert block in self.clean and self.tier(block) is not Tier.nvme
+            failures = self.storage.stage((np.asarray([Tier.nvme], dtype=np.int8), np.asarray([slot])), row)
+            assert bool(failures) == (slot in self.damaged)
+            home = self.storage.memory.home
+            content = home.keys_SGBD[row[0]].clone(), home.values_SGBD[row[0]].clone()
+            assert failures or equal(content, self.written[block])
 
 
 TestStorage = StorageMachine.TestCase
 TestStorage.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+def test_an_unchanged_block_goes_back_to_nvme_without_a_write(tmp_path: Path) -> None:
+    storage = storage_of(tmp_path)
+    assert storage.store is not None
+    block = storage.add(Tier.hbm, 0, 0, 0, -1, False)
+    storage.write(block, 0, *tokens(1))
+    move(storage, block, Tier.nvme)
+    slot, written = int(storage.pool.slot[block]), storage.store.written_bytes
+    for path in ([Tier.dram], [Tier.hbm], [Tier.dram, Tier.hbm], [Tier.hbm, Tier.dram]):
+        for tier in path:
+            move(storage, block, tier)
+        moved = storage.moved_bytes
+        move(storage, block, Tier.nvme)
+        assert (int(storage.pool.slot[block]), storage.moved_bytes) == (slot, moved)
+        assert equal(read(storage, block), tokens(1))
+    assert storage.store.written_bytes == written
+    # A write makes the copy worthless.
+    move(storage, block, Tier.hbm)
+    storage.write(block, 1, *tokens(2, 1))
+    changed = read(storage, block)
+    assert not isinstance(changed, str)
+    move(storage, block, Tier.nvme)
+    assert storage.store.written_bytes == 2 * written
+    assert equal(read(storage, block), changed)
+
+
+def test_clean_copies_never_take_room_from_blocks(tmp_path: Path) -> None:
+    """All slots of the file hold clean copies; as many other blocks still find room in it."""
+    storage = storage_of(tmp_path, slots=Slots(8, 8, 8))
+    first = [storage.add(Tier.hbm, 0, 0, 0, -1, False) for _ in range(8)]
+    for block in first:
+        storage.write(block, 0, *tokens(block))
+        move(storage, block, Tier.nvme)
+    for block in first:
+        move(storage, block, Tier.dram)
+    assert set(storage.copies.copies()) == set(first)
+    second = [storage.add(Tier.hbm, 0, 0, 0, -1, False) for _ in range(8)]
+    for count, block in enumerate(second, start=1):
+        storage.write(block, 0, *tokens(block))
+        move(storage, block, Tier.nvme)
+        assert list(storage.copies.copies()) == first[count:], "the one kept longest is given up first"
+    assert storage.begin(first, Tier.nvme) is None
+    assert all(equal(read(storage, block), tokens(block)) for block in first + second)
+
+
+def test_a_damaged_clean_copy_is_lost_when_it_is_read(tmp_path: Path) -> None:
+    storage = storage_of(tmp_path)
+    block = storage.add(Tier.hbm, 0, 0, 0, -1, False)
+    storage.write(block, 0, *tokens(1))
+    for tier in (Tier.nvme, Tier.dram):
+        move(storage, block, tier)
+    damage(storage, storage.copies.copies()[block])
+    assert equal(read(storage, block), tokens(1))
+    assert move(storage, block, Tier.nvme) == []
+    assert read(storage, block) == "checksum"
+    assert move(storage, block, Tier.hbm) == [block]
+    storage.pool.lost[block] = True
+    storage.remove(block)
+    assert len(storage.free[Tier.nvme]) == SLOTS.nvme - 1
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
@@ -218,7 +317,12 @@ def test_packed_blocks_lose_bits_once(tmp_path: Path, bits: int) -> None:
     for tier in (Tier.dram, Tier.nvme, Tier.dram, Tier.hbm):
         assert move(storage, block, tier) == []
         assert equal(read(storage, block), (keys, values))
-    # A second way down computes the scales again, from rounded values: the content changes by rounding alone.
+    # Back to the clean copy in nvme: nothing is rounded again.
+    for tier in (Tier.nvme, Tier.hbm):
+        assert move(storage, block, tier) == []
+        assert equal(read(storage, block), (keys, values))
+    # Without the copy the way down computes the scales again, from rounded values: content changes by rounding alone.
+    storage.copies.forget(block)
     for tier in (Tier.nvme, Tier.hbm):
         assert move(storage, block, tier) == []
         found = read(storage, block)
