@@ -39,7 +39,7 @@ class BlockStats:
     seen: Ints
     """how often its mass was recorded"""
     used: Ints
-    """last step at which it was of use: written, or of more than the mean mass (`Profile`)"""
+    """last step at which it was of use: written, prefetched, or of more than the mean mass (`Profile`)"""
     read: Ints
     """last step at which attention read it"""
     pinned: NDArray[np.bool_]

@@ -21,11 +21,11 @@ def census(
     unreadable: Set[int] = frozenset(),
     blocks: Blocks | None = None,
 ) -> BlockStats:
-    """The facts of some blocks of a pool, or of all; `lengths` of the open sessions. Blocks that are pinned, open, on
-    their way, lost or `unreadable` are not to be moved."""
+    """The facts of some blocks of a pool, or of all; `lengths` of the open sessions. Blocks that are open, on their
+    way, lost or `unreadable` are not to be moved."""
     blocks = pool.blocks() if blocks is None else blocks
     known = profile.of(blocks)
-    fixed = (pool.pins[blocks] > 0) | pool.open[blocks] | pool.moving[blocks] | pool.lost[blocks]
+    fixed = pool.open[blocks] | pool.moving[blocks] | pool.lost[blocks]
     if unreadable:
         fixed |= np.isin(blocks, list(unreadable))
     return BlockStats(

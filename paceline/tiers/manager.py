@@ -156,7 +156,7 @@ class TierManager:
         if self.pool.tier[block] != Tier.hbm:
             self._bring_to_write(block)
         self.storage.write(block, offset, k_GnD, v_GnD)
-        self.profile.write(np.asarray([block]), self.now)
+        self.profile.use(np.asarray([block]), self.now)
 
     def share(self, blocks: Blocks | Sequence[int]) -> None:
         """One more holder for each of some different blocks."""
@@ -182,14 +182,6 @@ class TierManager:
         self.write(new, 0, keys[0], values[0])
         return new
 
-    def pin(self, blocks: Blocks | Sequence[int]) -> None:
-        """Keep blocks where they are until `unpin`; counted."""
-        self.pool.pins[np.asarray(blocks, dtype=np.int64)] += 1
-
-    def unpin(self, blocks: Blocks | Sequence[int]) -> None:
-        """Take back one `pin` of each block."""
-        self.pool.pins[np.asarray(blocks, dtype=np.int64)] -= 1
-
     def where(self, blocks: Blocks | Sequence[int]) -> tuple[NDArray[np.int8], Blocks]:
         """Tier and slot of each block."""
         return self.storage.locate(np.asarray(blocks, dtype=np.int64))
@@ -209,6 +201,7 @@ class TierManager:
         numbers = np.asarray(blocks, dtype=np.int64)
         size = min(chunk or self._staging.chunk, self._staging.chunk)
         home = self.storage.memory.home
+        self.mover.await_promotions(numbers)
         for low in range(0, max(len(numbers), 1), size):
             some = numbers[low : low + size]
             self._look_up(some)
@@ -262,9 +255,10 @@ class TierManager:
         self._measured = False
 
     def prefetch(self, blocks: Blocks | Sequence[int]) -> None:
-        """Begin to bring blocks to hbm, as far as there is free room: they will be read soon."""
+        """Begin to bring blocks to hbm, as far as there is free room: they will be read soon, so that counts as use."""
         self.mover.take()
         numbers = np.asarray(blocks, dtype=np.int64)
+        self.profile.use(numbers, self.now)
         pool = self.pool
         for source in (Tier.dram, Tier.nvme):
             some = numbers[(pool.tier[numbers] == source) & ~pool.moving[numbers] & ~pool.lost[numbers]]
@@ -334,8 +328,7 @@ class TierManager:
         facts = self._near_facts()
         pool = self.pool
         scores = self.policy.keep(facts, self.now)
-        may = (facts.tier == tier) & (pool.pins[facts.block] == 0)
-        may &= ~pool.moving[facts.block] & ~pool.lost[facts.block]
+        may = (facts.tier == tier) & ~pool.moving[facts.block] & ~pool.lost[facts.block]
         rows = np.flatnonzero(may)
         order = np.lexsort((-facts.start[rows], scores[rows], pool.open[facts.block[rows]]))
         chosen = facts.block[rows[order]]

@@ -15,6 +15,7 @@ from itertools import groupby
 
 from paceline.tiers.errors import BlockLost, TierFull
 from paceline.tiers.planner import Move
+from paceline.tiers.pool import Blocks
 from paceline.tiers.stalls import Stalls
 from paceline.tiers.storage import Job, Storage
 from paceline.tiers.tier import Tier
@@ -83,6 +84,18 @@ class Mover:
         """Wait until nothing is on its way."""
         while self._running:
             self._end(self._ended.get())
+
+    def await_promotions(self, blocks: Blocks) -> None:
+        """Wait for those of some blocks that are on their way up from nvme, so that nobody reads them twice."""
+        if not self._promoting(blocks):
+            return
+        with self.stalls.waiting("move"):
+            while self._promoting(blocks):
+                self._end(self._ended.get())
+
+    def _promoting(self, blocks: Blocks) -> bool:
+        pool = self._storage.pool
+        return bool((pool.moving[blocks] & (pool.tier[blocks] == Tier.nvme)).any())
 
     def close(self) -> None:
         """End the thread, when it has done what it was given."""

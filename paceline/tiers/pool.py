@@ -26,7 +26,6 @@ class BlockPool:
     place: NDArray[np.int32] = field(default_factory=lambda: np.full(_FIRST, -1, dtype=np.int32))
     sink: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(_FIRST, dtype=np.bool_))
     references: NDArray[np.int32] = field(default_factory=lambda: np.zeros(_FIRST, dtype=np.int32))
-    pins: NDArray[np.int32] = field(default_factory=lambda: np.zeros(_FIRST, dtype=np.int32))
     open: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(_FIRST, dtype=np.bool_))
     """Whether more tokens are to be written soon: kept in hbm where that is possible at all."""
     tier: NDArray[np.int8] = field(default_factory=lambda: np.zeros(_FIRST, dtype=np.int8))
@@ -54,7 +53,7 @@ class BlockPool:
         self.live[block] = True
         self.session[block], self.layer[block], self.start[block] = session, layer, start
         self.place[block], self.sink[block] = place, sink
-        self.references[block], self.pins[block] = 1, 0
+        self.references[block] = 1
         self.open[block] = self.moving[block] = self.lost[block] = False
         self.tier[block], self.slot[block], self.row[block] = tier, slot, row
         self.version[block] = self.filled[block] = 0

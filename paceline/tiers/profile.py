@@ -37,7 +37,8 @@ class Profile:
     Between records it stays as it is: a block that is not attended at all is not forgotten, its session waits.
 
     A block is *used* in a call where more than the mean mass of the call's blocks fell on it (`of_use`). Exact
-    attention reads all blocks at every step, so that "was read" tells a policy nothing. Writing is use, too.
+    attention reads all blocks at every step, so that "was read" tells a policy nothing. Writing is use, too, and so is
+    a prefetch.
 
     Ids index arrays, so they should be small and be used again, as those of a pool are. Not thread-safe.
     """
@@ -67,8 +68,8 @@ class Profile:
         for column in (self._used, self._read, self._last):
             column[blocks] = step
 
-    def write(self, blocks: Ints, step: int) -> None:
-        """Blocks that were written to in a step: that is use."""
+    def use(self, blocks: Ints, step: int) -> None:
+        """Blocks that were written in a step, or that will be read soon: that is use."""
         self._used[blocks] = step
 
     def record(self, step: int, blocks: Ints, masses: Floats) -> None:

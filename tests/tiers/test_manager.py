@@ -88,18 +88,12 @@ def test_a_stream_is_a_fetch_in_pieces(tmp_path: Path) -> None:
         assert manager.fetch([])[0].shape == (0, LAYOUT.heads, LAYOUT.block_size, LAYOUT.head_dim)
 
 
-def test_pinned_blocks_stay() -> None:
+def test_where_no_block_can_leave_hbm_a_new_one_goes_into_dram() -> None:
     with manager_of(6, 100) as manager:
-        blocks = filled(manager, range(3))
-        manager.pin(blocks)
-        filled(manager, range(3, 30))
-        assert manager.where(blocks)[0].tolist() == [0, 0, 0]
-        manager.pin(manager.pool.blocks()[manager.pool.tier[manager.pool.blocks()] == Tier.hbm])
-        # Where all of hbm is pinned, a new block goes into dram.
+        blocks = filled(manager, range(6))
+        manager.pool.lost[blocks] = True
         assert manager.where(filled(manager, range(30, 31)))[0].tolist() == [1]
-        manager.unpin(blocks)
-        manager.unpin(manager.pool.blocks()[manager.pool.pins[manager.pool.blocks()] > 0])
-        assert not manager.pool.pins.any()
+        assert manager.where(blocks)[0].tolist() == [0] * 6
 
 
 def test_what_is_written_while_it_is_copied_stays_where_it_is() -> None:
@@ -204,6 +198,46 @@ def test_prefetch_brings_up_what_fits_and_no_more() -> None:
         assert len(manager.storage.free[Tier.hbm]) == 0
 
 
+def test_what_is_on_its_way_up_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads blocks that are being promoted waits for them, and doesn't read the file a second time."""
+    with manager_of(8, 0, 60, tmp_path) as manager:
+        store = manager.storage.store
+        assert store is not None
+        blocks = filled(manager, range(20))
+        far = [block for block in blocks if manager.pool.tier[block] == Tier.nvme][:4]
+        manager.release([block for block in blocks if manager.pool.tier[block] == Tier.hbm])
+        read = os.preadv
+
+        def slow(*args: Any) -> int:
+            time.sleep(0.1)
+            return read(*args)
+
+        monkeypatch.setattr(store_file.os, "preadv", slow)
+        manager.prefetch(far)
+        assert manager.mover.moving == 4
+        assert all(holds(manager, block, blocks.index(block)) for block in far)
+        assert store.read_bytes == 4 * store.stride
+        found: Any = manager.statistics()
+        assert found["hits"] == {"hbm": 4, "dram": 0, "nvme": 0}
+        assert (found["staged_bytes"], found["stalls"]["move"]) == (0, 1)
+
+
+def test_what_was_prefetched_is_not_the_first_to_leave() -> None:
+    with manager_of(8, 100, asynchronous=False, policy="slab", spare=0.25) as manager:
+        blocks = []
+        for seed in range(40):
+            blocks += filled(manager, range(seed, seed + 1))
+            manager.step()
+        soon = blocks[:2]
+        assert manager.where(soon)[0].tolist() == [1, 1]
+        manager.prefetch(soon)
+        assert manager.where(soon)[0].tolist() == [0, 0]
+        manager.step()
+        # Room was made again, by blocks that were written before.
+        assert len(manager.storage.free[Tier.hbm]) == 2
+        assert manager.where(soon)[0].tolist() == [0, 0]
+
+
 def test_hits_sum_to_lookups_and_bytes_to_blocks(tmp_path: Path) -> None:
     with manager_of(6, 5, 50, tmp_path) as manager:
         blocks = filled(manager, range(30))
@@ -258,7 +292,7 @@ def test_facts_know_how_long_sessions_are_and_what_may_not_move() -> None:
         manager.extend(first, 11)
         manager.extend(second, 77)
         manager.close(second)
-        manager.pin(blocks[4:5])
+        manager.pool.open[blocks[4]] = True
         facts = manager.facts()
         assert facts.block.tolist() == sorted(blocks)
         lengths = dict(zip(facts.block.tolist(), facts.length.tolist(), strict=True))

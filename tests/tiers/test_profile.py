@@ -59,7 +59,7 @@ def test_a_waiting_session_is_not_forgotten_and_an_id_used_again_is() -> None:
     profile.add(ids(0), 60)
     seen = profile.of(ids(0))
     assert (seen.mass[0], seen.total[0], seen.seen[0], seen.used[0], seen.read[0]) == (0, 0, 0, 60, 60)
-    profile.write(ids(0), 61)
+    profile.use(ids(0), 61)
     profile.touch(62, ids(0))
     seen = profile.of(ids(0))
     assert (seen.used[0], seen.read[0]) == (61, 62)
