@@ -120,7 +120,7 @@ def test_damaged_blocks_end_their_session_alone(
 def command(topology: WorldTopology, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """`paceline run`, as its user types it."""
     file = folder / "topology.yaml"
-    file.write_text(topology.model_dump_json(by_alias=True))
+    file.write_text(topology.model_dump_json(by_alias=True, exclude_defaults=True))
     return subprocess.run(
         [*PACELINE, "run", str(file), "--seed", "3", "--json", *options],
         cwd=ROOT, capture_output=True, text=True, timeout=100,
