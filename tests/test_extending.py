@@ -86,6 +86,23 @@ def test_a_world_model_from_a_package(installed: Path, tmp_path: Path, mode: str
     assert serial["sessions"][0]["shape"] == [4, 4, 3]
 
 
+def test_a_world_model_from_a_package_over_tiers(installed: Path, tmp_path: Path) -> None:
+    """Its KV is in bfloat16; most of it leaves hbm. Its frames have no pose, so that none can be recalled."""
+    weights = tmp_path / "waves.json"
+    weights.write_text('{"waves": 5}')
+    given = ["topologies/world-2-tiers.yaml", f"--set=model.weights={weights}"]
+    for group in ("early", "late"):
+        given += [f"--set=tiers.{group}.{key}" for key in (f"nvme.path={tmp_path}", "block_size=4", "hbm=8KiB")]
+    refused = paceline(installed, "validate", *given)
+    assert refused.returncode == 2
+    assert "context.recall: " in refused.stdout and "frames have no pose" in refused.stdout
+    run = ["run", *given, "--set=context.recall=0", "--frames", "24", "--kv-hash", "--json", "--quiet"]
+    tiered, serial = summary(paceline(installed, *run)), summary(paceline(installed, *run, "--serial"))
+    assert outputs(tiered) == outputs(serial)
+    assert tiered["kv_sha256"] == serial["kv_sha256"] != {}
+    assert tiered["tiers"]["late"]["hits"]["dram"] > 0
+
+
 def test_a_world_model_of_a_package_is_planned_and_checked(installed: Path, tmp_path: Path) -> None:
     weights = tmp_path / "waves.json"
     weights.write_text('{"waves": 5}')
