@@ -35,7 +35,7 @@ Frames = npt.NDArray[np.uint8]
 
 
 def with_records(spec: RunSpec, result: RunResult, run_dir: Path) -> RunResult:
-    """The result with its times, decisions and events. `run_dir` is the coordinator's folder. Raises `SpoolError` and
+    """The result with its times, decisions and events. `run_dir` is the leader's folder. Raises `SpoolError` and
     `JournalError` where a file is damaged, and `OSError`."""
     ranks = with_events(result.ranks, run_dir)
     return replace(result, ranks=ranks, times=_times(spec, run_dir), decisions=_decisions(spec, run_dir))

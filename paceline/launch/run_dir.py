@@ -44,7 +44,7 @@ class RunDirPaths:
 
     @property
     def result(self) -> Path:
-        """What the coordinator leaves behind."""
+        """What the leader leaves behind."""
         return self.path / "result.msgpack"
 
     @property

@@ -10,7 +10,7 @@ that carries nothing but the end. Every stage takes it in the place of a frame, 
 frames through, takes from its edges what later frames would have read, and hands the end on.
 
 *A program starts at any slot boundary.* The units of slots before it count as done, on all stages: what they gave and
-did not take is what a session has to hold to go on from there (`TokenGame.at_slot` lists the items).
+did not take is what a session has to hold to go on from there (`token_game.items_across` lists the items).
 """
 
 from __future__ import annotations

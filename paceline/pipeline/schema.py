@@ -140,7 +140,8 @@ def _is_name(path: KeyPath, place: int) -> bool:
     """Whether the part at a place is the user's own word."""
     if place == 1:
         return path[0] in _NAMED
-    return (place, path[0], path[place - 1]) in ((3, "tiers", "options"), (2, "speculation", "options"))
+    named = ((3, "tiers", "options"), (2, "speculation", "options"), (3, "context", "options"))
+    return (place, path[0], path[place - 1]) in named
 
 
 def _expected(path: KeyPath, workload: str) -> str:

@@ -1,4 +1,4 @@
-"""A session on the coordinator: where its items come from, and where its frames end."""
+"""A session on the rank of its source: where its items come from, and where its frames end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two ends of every session, as stages of the coordinator's rank."""
+"""The two ends of every session, as stages of the rank where it lives."""
 
 from __future__ import annotations
 

@@ -412,6 +412,21 @@ def places(data: Any) -> list[tuple[Any, Any]]:
     return [(data, key) for key in keys] + [place for key in keys for place in places(data[key])]
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("world-2-memory", "context.memory.options.decay"),
+        ("world-2-tiers", "tiers.late.options.reach"),
+        ("speculate-2", "speculation.options.longest"),
+    ],
+)
+def test_an_option_that_is_no_plain_value(tmp_path: Path, name: str, key: str) -> None:
+    for value in ("[1]", "{a: 1}"):
+        (problem,) = check_topology(ROOT / "topologies" / f"{name}.yaml", [f"{key}={value}"])[1]
+        assert f"{key}: is a " in str(problem)
+        assert "write a number, text, true or false" in str(problem)
+
+
 @settings(max_examples=300, deadline=None)
 @given(path=st.sampled_from(SHIPPED), data=st.data(), count=st.integers(1, 4))
 def test_mutated_values_never_raise(scratch: Path, path: Path, data: st.DataObject, count: int) -> None:
