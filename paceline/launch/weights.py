@@ -7,7 +7,7 @@ from pathlib import Path
 
 from paceline.launch.errors import ArgumentError
 from paceline.pipeline.schema import choice
-from paceline.pipeline.topology import MemorySpec, Topology
+from paceline.pipeline.topology import MemorySpec, WorldTopology
 from paceline.pipeline.unit import ModelShape
 from paceline.stages.world_file import WorldHeader, find_weights, open_world
 
@@ -22,11 +22,9 @@ class ModelFile:
     bytes: int
 
 
-def read_model_file(topology: Topology) -> ModelFile:
+def read_model_file(topology: WorldTopology) -> ModelFile:
     """The model of a topology. Raises `ArgumentError` where there is no such file, no registered world model recognises
     it, or the topology asks for what the model does not have."""
-    if topology.workload != "world":
-        return ModelFile(ModelShape(1, 0, 0, 0), 0)
     try:
         path = find_weights(topology.model.weights)
         header = open_world(path).header()
@@ -64,10 +62,8 @@ def _check_memory(spec: MemorySpec, path: Path, header: WorldHeader) -> None:
         raise ArgumentError(f"context.memory.options: {error}; write options that the memory takes") from error
 
 
-def check_weights(topology: Topology) -> None:
+def check_weights(topology: WorldTopology) -> None:
     """Raise `ArgumentError` where a weight of the world model is NaN or infinite."""
-    if topology.workload != "world":
-        return
     try:
         open_world(find_weights(topology.model.weights)).check()
     except (OSError, ValueError) as error:

@@ -21,6 +21,10 @@ __all__ = ["WorldWorkload"]
 class WorldWorkload(FrameWorkload):
     """See `Workload`."""
 
+    @property
+    def topology(self) -> WorldTopology:
+        return cast(WorldTopology, self.spec.topology)
+
     def model_file(self) -> ModelFile:
         return read_model_file(self.topology)
 
@@ -46,4 +50,4 @@ class WorldWorkload(FrameWorkload):
 
         self.model_file()
         check_weights(self.topology)
-        return record_world(cast(WorldTopology, self.topology), out, options.frames, options.sessions, options.seed)
+        return record_world(self.topology, out, options.frames, options.sessions, options.seed)

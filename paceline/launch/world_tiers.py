@@ -6,7 +6,7 @@ from paceline.launch.errors import ArgumentError
 from paceline.pipeline.placement import Placement
 from paceline.pipeline.sizes import format_size
 from paceline.pipeline.tiers import TierSpec
-from paceline.pipeline.topology import StageKind, Topology
+from paceline.pipeline.topology import StageKind, WorldTopology
 from paceline.stages.world_file import find_weights, open_world
 
 __all__ = ["check_world_tiers"]
@@ -15,14 +15,14 @@ _LEAST = 2
 """Blocks of each layer that hbm has to hold."""
 
 
-def check_world_tiers(topology: Topology, frames: int, sessions: int) -> None:
+def check_world_tiers(topology: WorldTopology, frames: int, sessions: int) -> None:
     """Check every group's budgets: room for two blocks of each layer in hbm for each stage, and in all tiers for the
     frames that every session reads by distance. How many it recalls depends on where it goes, so a long session may
     still run out of room; `paceline plan` shows the most that it can need.
 
     `frames` are those of each session. Raises `ArgumentError`.
     """
-    if topology.workload != "world" or not topology.tiers:
+    if not topology.tiers:
         return
     header = open_world(find_weights(topology.model.weights)).header()
     placement = Placement(topology)

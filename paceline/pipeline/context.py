@@ -102,7 +102,7 @@ class Context:
         """The levels at which frames are recalled."""
         return self.lasting if self.recall else range(0)
 
-    def see(self, frame: int, pose: Pose) -> tuple[int, ...]:
+    def observe(self, frame: int, pose: Pose) -> tuple[int, ...]:
         """Note where `frame` looks, in order of frames and before its reads are asked for. Returns frames that no
         frame from this one on will recall any more.
 
@@ -115,14 +115,14 @@ class Context:
                 raise ValueError("frames can't be recalled by pose where it is not known what a view shows")
             held = self.steps + 2
             self._recall = Recall(self.recall, self.window, self.sinks, self.reach, held, self.view)
-        return self._recall.see(frame, pose)
+        return self._recall.observe(frame, pose)
 
     def recalled(self, frame: int) -> tuple[int, ...]:
-        """The older frames that `frame` reads at every step, oldest first; `see` it before."""
+        """The older frames that `frame` reads at every step, oldest first; `observe` it before."""
         if not self.recall:
             return ()
         if self._recall is None:
-            raise ValueError(f"frame {frame} recalls frames by its pose, which is not known yet; call see() before")
+            raise ValueError(f"frame {frame} recalls frames by its pose, which is not known yet; call observe() before")
         return self._recall.frames(frame)
 
     def begin(self, frame: int, first_step: int) -> None:

@@ -79,7 +79,7 @@ class Recall:
     """The same by the rows of the torus that they are on: only those near a view can show some of it"""
     _chosen: dict[int, tuple[int, ...]] = field(init=False, default_factory=dict)
 
-    def see(self, frame: int, pose: Pose) -> tuple[int, ...]:
+    def observe(self, frame: int, pose: Pose) -> tuple[int, ...]:
         """Note where `frame` looks, and choose what it recalls. Returns the frames that this one and later ones will
         not recall any more, since a newer one looks at the same ground from the same place.
 

@@ -36,15 +36,15 @@ def computed(work: Work, around: Callable[[Work, int], None], complete: Callable
 
 
 class Lane:
-    """Computes work in the order of `submit`. It is in `finished` when it is done, and `tell` is called then, on the
+    """Computes work in the order of `submit`. It is in `finished` when it is done, and `notify` is called then, on the
     lane's thread. Before and after the compute, `around(work, side)` is called with side 0 and 1. `cuda_stream`: the
     device on which the lane has a CUDA stream of its own; None for the default stream."""
 
     def __init__(
-        self, name: str, cuda_stream: str | None, around: Callable[[Work, int], None], tell: Callable[[], None]
+        self, name: str, cuda_stream: str | None, around: Callable[[Work, int], None], notify: Callable[[], None]
     ) -> None:
         self.finished: deque[Done] = deque()
-        self._cuda_stream, self._around, self._tell = cuda_stream, around, tell
+        self._cuda_stream, self._around, self._notify = cuda_stream, around, notify
         self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._under_way = 0
         self._thread = threading.Thread(target=self._run, name=f"paceline-lane-{name}", daemon=True)
@@ -80,7 +80,7 @@ class Lane:
         with self._stream() as complete:
             while (work := self._queue.get()) is not None:
                 self.finished.append(computed(work, self._around, complete))
-                self._tell()
+                self._notify()
 
     @contextlib.contextmanager
     def _stream(self) -> Iterator[Callable[[], None]]:

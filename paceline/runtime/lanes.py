@@ -25,7 +25,7 @@ __all__ = ["Lanes"]
 class Lanes:
     """The lanes of a rank, and the credit that their work will need when it is done.
 
-    `around(work, side)` is called on a lane's thread before (0) and after (1) work; `tell` when it is done.
+    `around(work, side)` is called on a lane's thread before (0) and after (1) work; `notify` when it is done.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Lanes:
         stages: Iterable[str],
         device: str,
         around: Callable[[Work, int], None],
-        tell: Callable[[], None],
+        notify: Callable[[], None],
     ) -> None:
         self._lanes: dict[str, Lane] = {}
         self._of: dict[str, Lane | None] = {}
@@ -45,7 +45,7 @@ class Lanes:
             name = _lane_name(kind, stage, device)
             if name is not None and name not in self._lanes:
                 own = device.startswith("cuda") and kind not in _DEFAULT_STREAM
-                self._lanes[name] = Lane(name, device if own else None, around, tell)
+                self._lanes[name] = Lane(name, device if own else None, around, notify)
             self._of[stage] = None if name is None else self._lanes[name]
 
     @property

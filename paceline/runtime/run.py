@@ -92,7 +92,7 @@ def _worker(
             case StageKind.source:
                 stages[name] = SourceStage(sessions)
             case StageKind.sink:
-                stages[name] = SinkStage(sessions, worker.tell)
+                stages[name] = SinkStage(sessions, worker.notify)
             case StageKind.sleep:
                 stages[name] = SleepStage(topology.stages[name].ms)
             case StageKind.decode if world is not None:

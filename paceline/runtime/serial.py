@@ -107,7 +107,7 @@ def _world_session(
         condition = model.condition(metas[frame])
         cache.place(frame, condition)
         if context.recall:
-            for other in context.see(frame, model.pose(condition)):
+            for other in context.observe(frame, model.pose(condition)):
                 for level in context.recallable:
                     cache.keep(other, level, (frame - 1) * stride + steps)
         latents[frame] = tensors[0].to(model.device) if tensors else world.start_noise(frame, condition)

@@ -39,9 +39,9 @@ class SourceStage:
 class SinkStage:
     """Commits finished frames. The first one that carries the mark of a failure ends what is shown of its session."""
 
-    def __init__(self, sessions: Mapping[int, Session], tell: Callable[[], None]) -> None:
+    def __init__(self, sessions: Mapping[int, Session], notify: Callable[[], None]) -> None:
         self._sessions = sessions
-        self._tell = tell
+        self._notify = notify
 
     def open(self, session: int, program: Program) -> None:
         """Nothing to keep."""
@@ -60,5 +60,5 @@ class SinkStage:
                 session.fail(failure)
             else:
                 session.show(unit.frame, item.tensors[0])
-            self._tell()
+            self._notify()
         return [[] for _ in units]

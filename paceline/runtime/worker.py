@@ -78,7 +78,7 @@ class Worker:
             for actor in self.actors:
                 actor.start()
             self.endpoint.start()
-            self.tell()
+            self.notify()
             started = now()
             self._loop()
             wall_s = now() - started
@@ -156,14 +156,14 @@ class Worker:
         if self._jitter_s and work.key:
             time.sleep(self._jitter_s * delay_share(self.topology.inject.seed, work.key, side))
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Show the progress now."""
         self._progress(sum(actor.progress for actor in self.actors))
         self._told_s = now()
 
     def _heartbeat(self) -> None:
         if now() - self._told_s > _HEARTBEAT_S:
-            self.tell()
+            self.notify()
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

@@ -176,7 +176,7 @@ class DenoiseStage:
             state.context.begin(frame, int(item.meta.get("first_step", 0)))
             condition = self.model.condition(item.meta)
             state.cache.place(frame, condition)
-            self._see(state, frame, condition)
+            self._observe(state, frame, condition)
             tensors = [tensor.to(self.device) for tensor in item.tensors]
             if self._rule is not None:
                 state.reads[frame] = self._read(state, frame, condition, tensors)
@@ -185,11 +185,11 @@ class DenoiseStage:
             if frame < state.context.prompt:
                 self._remember(state, frame, tensors[0])
 
-    def _see(self, state: _Session, frame: int, condition: Any) -> None:
+    def _observe(self, state: _Session, frame: int, condition: Any) -> None:
         """What a frame recalls is known before its latent is computed on."""
         context = state.context
         if context.recall:
-            for other in context.see(frame, self.model.pose(condition)):
+            for other in context.observe(frame, self.model.pose(condition)):
                 for level in context.recallable:
                     state.cache.keep(other, level, max(self._slot(frame - 1, step) for step in self.steps))
         if context.first_step(frame) <= self.steps[-1]:  # else no pass of it is here, and nothing is read for it
@@ -219,7 +219,7 @@ class DenoiseStage:
 
     def _keep(self, state: _Session, frame: int, level: int) -> None:
         if level in state.context.recallable:
-            return  # until another frame takes its place: see `_see`
+            return  # until another frame takes its place: see `_observe`
         last = {step: state.context.last_reader(frame, level, step) for step in self.steps}
         # KV made here for others alone lives until it was sent, which is before its own pass is over.
         until = [self._slot(reader, step) for step, reader in last.items() if reader >= 0]

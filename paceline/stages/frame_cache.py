@@ -109,10 +109,10 @@ class FrameCache:
         if self._tiers is not None and frames:
             self._tiers.prefetch(frames)
 
-    def look(self, reads: Sequence[Read], layer: int, q_HND: Tensor, k_HMD: Tensor) -> None:
+    def observe(self, reads: Sequence[Read], layer: int, q_HND: Tensor, k_HMD: Tensor) -> None:
         """See where attention falls, if anybody wants to know; queries and keys are rotated."""
         if self._tiers is not None:
-            self._tiers.look(reads, layer, q_HND, k_HMD)
+            self._tiers.observe(reads, layer, q_HND, k_HMD)
 
     def keep(self, frame: int, level: int, until: int) -> None:
         """Hold KV until slot `until` is over. What is not noted here is held without end."""

@@ -161,7 +161,7 @@ class FrameTiers:
             blocks = np.stack(held, axis=1).reshape(-1)
             self._manager.prefetch(blocks[blocks >= 0])
 
-    def look(self, reads: Sequence[Read], layer: int, q_HND: Tensor, k_HMD: Tensor) -> None:
+    def observe(self, reads: Sequence[Read], layer: int, q_HND: Tensor, k_HMD: Tensor) -> None:
         """Every `refresh` passes: see on which slabs the attention falls, in one layer, for the profile of all.
 
         Queries and keys are rotated; the first keys are those of `reads`, in their order.

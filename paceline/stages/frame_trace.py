@@ -76,7 +76,7 @@ class FrameTrace:
     def prefetch(self, frames: Iterable[int]) -> None:
         """Everything is near."""
 
-    def look(self, reads: Sequence[Read], layer: int, q_HND: Tensor, k_HMD: Tensor) -> None:
+    def observe(self, reads: Sequence[Read], layer: int, q_HND: Tensor, k_HMD: Tensor) -> None:
         """Write which share of the attention falls on each slab; as `FrameTiers.look`, but in every layer and pass."""
         recorder = self._recorder
         recorder.steps += layer == 0

@@ -133,7 +133,7 @@ def _attend(
         values.append(torch.cat([*(v for _, v in context), v_RHND[index]], dim=1))
         keys.append(model.rotate(k_HMD, p.rotation_MP))
         queries.append(model.rotate(q_RHND[index], p.rotation_NP))
-        p.cache.look(p.reads, layer, queries[-1], keys[-1])
+        p.cache.observe(p.reads, layer, queries[-1], keys[-1])
     if len({k.shape[1] for k in keys}) == 1:
         return F.scaled_dot_product_attention(_rows(queries), _rows(keys), _rows(values))
     rows = [

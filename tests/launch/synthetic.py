@@ -1,4 +1,4 @@
-"""Runs that never happened: results as the coordinator would put them together, with times from a simple recurrence."""
+"""Runs that never happened: results as the leader would put them together, with times from a simple recurrence."""
 
 from __future__ import annotations
 

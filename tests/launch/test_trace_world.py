@@ -39,7 +39,7 @@ def test_what_is_recorded_is_where_attention_falls(tmp_path: Path) -> None:
         q, k = torch.randn(2, tokens, 32, generator=draw), torch.randn(2, 4 * tokens, 32, generator=draw)
         weights = torch.softmax(q @ k.transpose(1, 2) / 32**0.5, dim=-1).mean((0, 1))
         for layer in range(2):
-            frames.look(reads, layer, q, k)
+            frames.observe(reads, layer, q, k)
         frames.drop(1, 2)
         frames.close()
     trace = read_trace(tmp_path / "t")

@@ -40,7 +40,7 @@ def two_agents(topology: str, ranks: int, *options: str) -> Summary:
         [*agent(node, ranks // 2, port), "-m", "paceline.launch", topology, *options, "--json"] for node in range(2)
     ]
     outputs = _run(commands)
-    # The coordinator's rank reports, and nobody else.
+    # The leader's rank reports, and nobody else.
     assert sorted(bool(output.strip()) for output in outputs) == [False, True]
     return _last("".join(outputs))
 

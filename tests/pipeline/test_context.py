@@ -121,7 +121,7 @@ def test_what_is_recalled_has_come_and_is_still_there(context: Context, random: 
     poses = [(random.randrange(6), random.randrange(6)) for _ in range(context.end)]
     given_up: dict[int, int] = {}
     for frame in range(context.end):
-        given_up |= {other: frame for other in context.see(frame, poses[frame])}
+        given_up |= {other: frame for other in context.observe(frame, poses[frame])}
         steps = [context.steps] if frame < context.prompt else range(context.first_step(frame), context.steps + 1)
         for step in steps:
             reads = context.reads(frame, step)
@@ -148,7 +148,7 @@ def test_arrivals_bring_all_that_any_session_recalls(context: Context, random: R
         )  # fmt: skip
         came: set[Read] = set()
         for frame in range(context.end):
-            walk.see(frame, poses[frame])
+            walk.observe(frame, poses[frame])
             came |= set(walk.arrivals(frame, step))
             assert set(walk.reads(frame, step)) <= came
             for read in walk.arrivals(frame, step):
@@ -172,6 +172,6 @@ def test_nothing_comes_first_that_is_not_fresh(context: Context) -> None:
 def test_without_poses_nothing_is_recalled_in_silence() -> None:
     blind = Context(ContextMode.clean, 1, 2, 1, 1, 20, recall=1)
     with pytest.raises(ValueError, match="what a view shows"):
-        blind.see(0, (0, 0))
+        blind.observe(0, (0, 0))
     with pytest.raises(ValueError, match="call see"):
         Context(ContextMode.clean, 1, 2, 1, 1, 20, recall=1, view=VIEW).reads(5, 0)

@@ -68,7 +68,7 @@ def test_the_choice_is_the_rule(walk: list[Pose], count: int, window: int, sinks
     recall = Recall(count, window, sinks, reach, 3, view)
     gone: set[int] = set()
     for frame, pose in enumerate(walk):
-        gone |= set(recall.see(frame, pose))
+        gone |= set(recall.observe(frame, pose))
         found = recall.frames(frame)
         assert found == chosen_by_hand(walk, frame, count, window, sinks, reach, view)
         assert not gone & set(found), "a frame was recalled after it had been given up"
@@ -82,7 +82,7 @@ def test_a_revisited_place_is_recalled_and_the_newest_look_at_it_counts() -> Non
     view = View(48, 16, 16)
     recall = Recall(1, 2, 1, 2, 4, view)
     walk = [(0, 0), (20, 20), (20, 22), (20, 20), (0, 30), (2, 30), (4, 30), (20, 21)]
-    gone = [recall.see(frame, pose) for frame, pose in enumerate(walk)]
+    gone = [recall.observe(frame, pose) for frame, pose in enumerate(walk)]
     assert gone[:6] == [()] * 6
     # Frame 3 looks from where frame 1 did; from frame 6 on it is old enough to take its place.
     assert gone[6] == (1,)
@@ -94,6 +94,6 @@ def test_a_revisited_place_is_recalled_and_the_newest_look_at_it_counts() -> Non
 
 def test_frames_come_in_order() -> None:
     recall = Recall(1, 2, 1, 2, 4, View(48, 16, 16))
-    recall.see(0, (0, 0))
+    recall.observe(0, (0, 0))
     with pytest.raises(ValueError, match="frame 2 was seen by a recall that expected frame 1"):
-        recall.see(2, (0, 0))
+        recall.observe(2, (0, 0))

@@ -1,4 +1,4 @@
-"""What ranks tell the coordinator at the end: reports of fixed size, and events in pieces that messages can hold."""
+"""What ranks tell the leader at the end: reports of fixed size, and events in pieces that messages can hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session on the coordinator: what it counts, and what it stops counting when it has failed."""
+"""A session on the rank of its source: what it counts, and what it stops counting when it has failed."""
 
 from __future__ import annotations
 

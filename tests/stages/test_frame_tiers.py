@@ -97,7 +97,7 @@ def test_the_profile_sees_where_attention_falls() -> None:
     weights = torch.softmax(q @ k.transpose(1, 2) / 32**0.5, dim=-1).mean((0, 1))
     for passes in range(1, 4):
         for layer in range(SMALL.layers):
-            frames.look(reads, layer, q, k)
+            frames.observe(reads, layer, q, k)
         facts = manager.facts()
         if passes < 3:
             assert not facts.seen.any(), "measured off its turn"
@@ -162,7 +162,7 @@ def failed_and_gone(frames: FrameTiers, manager: TierManager, session: int) -> N
             assert not tensor.any()
         frames.put(7, 2, 0, key, key)
         frames.prefetch([0, 7])
-        frames.look(reads, 1, key, torch.ones(2, 3 * SMALL.tokens, 32))
+        frames.observe(reads, 1, key, torch.ones(2, 3 * SMALL.tokens, 32))
         frames.drop(0, 2)
         assert frames.nbytes == 0
         assert not (pool.session[pool.blocks()] == session).any()

@@ -67,7 +67,7 @@ def recalled(truth: Record, count: int) -> list[list[tuple[int, ...]]]:
     recalls = [Recall(count, WINDOW, 1, WINDOW, len(truth.pose) + 1, view) for _ in range(truth.pose.shape[1])]
     for frame, poses in enumerate(truth.pose.tolist()):
         for recall, (y, x) in zip(recalls, poses, strict=True):
-            recall.see(frame, (y, x))
+            recall.observe(frame, (y, x))
     return [[recall.frames(frame) for frame in range(len(truth.pose))] for recall in recalls]
 
 

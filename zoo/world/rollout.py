@@ -167,7 +167,7 @@ class _Player:
         all recall as many frames: `others` other frames, then these, before the frame's own."""
         for recall, pose in zip(self.recalls, self.pose[frame].tolist(), strict=True):
             if recall.seen == frame:
-                recall.see(frame, (pose[0], pose[1]))
+                recall.observe(frame, (pose[0], pose[1]))
         chosen = [recall.frames(frame) for recall in self.recalls] if self.recall else []
         most = max(map(len, chosen), default=0)
         found = []

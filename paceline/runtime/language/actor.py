@@ -34,9 +34,11 @@ class LanguageActor(ABC):
 
     role = ""
 
-    def __init__(self, spec: GenerateSpec, rank: int, endpoint: Endpoint, tell: Callable[[], None], stage: str) -> None:
-        """`tell` shows the progress; `stage` is the name of the actor's stage in the topology."""
-        self.spec, self.rank, self.endpoint, self.tell, self.stage_name = spec, rank, endpoint, tell, stage
+    def __init__(
+        self, spec: GenerateSpec, rank: int, endpoint: Endpoint, notify: Callable[[], None], stage: str
+    ) -> None:
+        """`notify` shows the progress; `stage` is the name of the actor's stage in the topology."""
+        self.spec, self.rank, self.endpoint, self.notify, self.stage_name = spec, rank, endpoint, notify, stage
         self.topology = spec.topology
         self.roles = Roles.of(self.topology)
         self.mailbox = Mailbox(endpoint)
@@ -55,7 +57,7 @@ class LanguageActor(ABC):
 
     def start(self) -> None:
         """Show that there is progress to come; models are loaded and need no warm-up."""
-        self.tell()
+        self.notify()
 
     @abstractmethod
     def on_items(self) -> bool:

@@ -37,14 +37,14 @@ class DrafterActor(LanguageActor):
         spec: GenerateSpec,
         rank: int,
         endpoint: Endpoint,
-        tell: Callable[[], None],
+        notify: Callable[[], None],
         name: str,
         stage: DraftStage,
         eos: frozenset[int],
         longest: int | None = None,
     ) -> None:
         """`longest`: positions that the drafter's model takes; None where nothing bounds it."""
-        super().__init__(spec, rank, endpoint, tell, name)
+        super().__init__(spec, rank, endpoint, notify, name)
         self._stage, self._eos, self._longest = stage, eos, longest
         self._cores: dict[int, DrafterCore] = {}
         self._settings = first_settings(spec.topology.speculation)

@@ -68,7 +68,7 @@ class DrafterClient:
         if self.state_at(length) is DrafterState.silent:
             scheduler.set_drafter(DrafterState.silent)
 
-    def tell(self, scheduler: VerifyScheduler) -> None:
+    def notify(self, scheduler: VerifyScheduler) -> None:
         """Let a scheduler know. One whose patience ran out waits for a window, as long as that can come."""
         state = self.state
         if not (state is DrafterState.on and scheduler.drafter is DrafterState.silent):
@@ -113,7 +113,7 @@ class DrafterClient:
         if self._mailbox.backlog(self._roles.verdicts, drafter) > _BACKLOG:
             return self._give_up("the drafter takes no messages; decoding went on without it")
         self._ask(_ASK_BUSY_S if self.tuner.looks else _ASK_FIRST_S)
-        changed = self.tuner.look(now(), sessions)
+        changed = self.tuner.observe(now(), sessions)
         if self.tuner.looks != self._looks:
             self._looks = self.tuner.looks
             s = self.tuner.settings

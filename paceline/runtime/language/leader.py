@@ -38,7 +38,7 @@ class LeaderActor(VerifierActor):
         spec: GenerateSpec,
         rank: int,
         endpoint: Endpoint,
-        tell: Callable[[], None],
+        notify: Callable[[], None],
         name: str,
         stage: VerifyStage,
         eos: Collection[int],
@@ -48,7 +48,7 @@ class LeaderActor(VerifierActor):
         drafts_to: int | None = None,
     ) -> None:
         """`drafts_to`: positions that the drafter takes; None where nothing bounds it."""
-        super().__init__(spec, rank, endpoint, tell, name, stage, eos)
+        super().__init__(spec, rank, endpoint, notify, name, stage, eos)
         self._queue = deque(enumerate(prompts))
         self._tokenizer, self._eos = tokenizer, eos
         self._log = TextLog(log)
@@ -90,7 +90,7 @@ class LeaderActor(VerifierActor):
         joined = self._admit()
         if self._drafter.watch(len(self._live)):
             for live in self._live.values():
-                self._drafter.tell(live.scheduler)
+                self._drafter.notify(live.scheduler)
         return bool(messages or joined)
 
     def ready(self) -> Work | None:
@@ -210,7 +210,7 @@ class LeaderActor(VerifierActor):
     def _left(self, text: TextResult) -> None:
         self._texts.append(text)
         self.done = len(self._texts)
-        self.tell()
+        self.notify()
 
     # -- windows -------------------------------------------------------------------------------------------------------
 

@@ -78,7 +78,7 @@ def make_worker(
         topology, endpoint, run_dir, group, device, [name], roles.first, progress,
         events=spec.out is not None, reports_s=_REPORTS_S,
     )  # fmt: skip
-    actor = make_actor(spec, rank, endpoint, worker.tell, name, device, models, log)
+    actor = make_actor(spec, rank, endpoint, worker.notify, name, device, models, log)
     worker.add(actor, [name])
     return worker, actor
 
@@ -87,7 +87,7 @@ def make_actor(
     spec: GenerateSpec,
     rank: int,
     endpoint: Endpoint,
-    tell: Callable[[], None],
+    notify: Callable[[], None],
     name: str,
     device: str,
     models: Models,
@@ -107,7 +107,7 @@ def make_actor(
         # Without a drafter no session is opened on this rank.
         place = DrafterPlace(params, models.vocab, drafting)
         stage: DraftStage = NgramStage() if drafter is None else drafter.load(place)
-        drafts = DrafterActor(spec, rank, endpoint, tell, name, stage, models.eos, models.draft_positions)
+        drafts = DrafterActor(spec, rank, endpoint, notify, name, stage, models.eos, models.draft_positions)
         drafts.tiers = None if drafting is None else drafting.tiers
         return drafts
     runs = even_runs(models.layers, len(roles.verifiers))
@@ -116,12 +116,12 @@ def make_actor(
     decoder = Decoder.load(models.target, device, layers=held, rows=rows, tiers=tiers_of(topology, rank, models))
     verify = VerifyStage(decoder, params, models.vocab)
     if rank != roles.first:
-        actor = VerifierActor(spec, rank, endpoint, tell, name, verify, models.eos)
+        actor = VerifierActor(spec, rank, endpoint, notify, name, verify, models.eos)
     else:
         tokenizer = models.tokenizer()
         prompts = [spec.begin(session, tokenizer) for session in range(len(spec.prompts))]
         actor = LeaderActor(
-            spec, rank, endpoint, tell, name, verify, models.eos, prompts, tokenizer, log, models.draft_positions
+            spec, rank, endpoint, notify, name, verify, models.eos, prompts, tokenizer, log, models.draft_positions
         )
     actor.tiers = decoder.tiers
     return actor

@@ -110,7 +110,7 @@ class Tuner:
 
     # -- what is made of it --------------------------------------------------------------------------------------------
 
-    def look(self, now: float, sessions: int) -> bool:
+    def observe(self, now: float, sessions: int) -> bool:
         """Look at what was measured, if it is time to; whether the settings are other ones now."""
         if self._since is None:
             self._begin(now)

@@ -34,17 +34,17 @@ class VerifierActor(LanguageActor):
         spec: GenerateSpec,
         rank: int,
         endpoint: Endpoint,
-        tell: Callable[[], None],
+        notify: Callable[[], None],
         name: str,
         stage: VerifyStage,
         eos: Collection[int],
     ) -> None:
-        super().__init__(spec, rank, endpoint, tell, name)
+        super().__init__(spec, rank, endpoint, notify, name)
         self.stage = stage
         self._parked: dict[int, bool] = {}
         """Sessions that this rank was asked to park, and whether it did, until those before it have said the same."""
         number = self.roles.verifiers.index(rank)
-        self._keeper = SessionStore(spec, number, f"rank {rank}", self.failures, tell)
+        self._keeper = SessionStore(spec, number, f"rank {rank}", self.failures, notify)
         last = rank == self.roles.last
         self.acceptors = (
             Acceptors(stage, lambda session: spec.options(session).sampling.effective_coupling, eos) if last else None

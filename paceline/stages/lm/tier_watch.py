@@ -26,7 +26,7 @@ class TierWatch:
         self._steps: list[int] = []
         self._looks: list[list[bytes]] = []
 
-    def look(self) -> None:
+    def observe(self) -> None:
         """After each step of the manager."""
         now = self._manager.now
         if now % self._every:

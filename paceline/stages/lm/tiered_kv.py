@@ -78,7 +78,7 @@ class TieredKV:
     def passed(self) -> None:
         """A pass has ended."""
         self.manager.step()
-        self._watch.look()
+        self._watch.observe()
 
     def passes(self, lengths: Sequence[int], counts: Sequence[int]) -> Iterator[list[Piece]]:
         """Cut a forward of `counts` new positions of sequences that have `lengths` into passes that write no more

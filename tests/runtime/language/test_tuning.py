@@ -28,7 +28,7 @@ class Clock:
             self.passes += 1
             self._pass(self.tuner.settings)
             self.tuner.told(StatsReport(0, ((1, round(1e6 * self.step_s)),)), 0.0005, 1)
-            if self.tuner.look(self.now, 1):
+            if self.tuner.observe(self.now, 1):
                 self.seen.append(self.tuner.settings)
 
     def _pass(self, settings: Settings) -> None:
@@ -57,9 +57,9 @@ def test_it_begins_plainly_and_chooses_when_both_costs_are_known() -> None:
     window = Window(0, 0, 5, (1,), 1)
     for _ in range(9):
         tuner.passed([window], PASS_S)
-        assert not tuner.look(1.0, 1)
+        assert not tuner.observe(1.0, 1)
     tuner.told(StatsReport(0, ((1, 500),) * 4), None, 1)
-    assert tuner.look(2.0, 1)
+    assert tuner.observe(2.0, 1)
     assert tuner.settings.window > 0
     assert tuner.looks == 1
     assert tuner.predicted is not None
@@ -118,7 +118,7 @@ def test_runs_of_layers_count_as_one_pass() -> None:
 def test_a_prompt_is_no_pass_and_its_time_is_left_out() -> None:
     tuner = Tuner(SpeculationSpec(window=2, depth=2, hedge=1), 1, drafts=True)
     clock = Clock(tuner, step_s=0.0005, acceptance=1.0)
-    tuner.look(clock.now, 1)
+    tuner.observe(clock.now, 1)
     tuner.passed([Window(0, 0, 0, tuple(range(200)), 200)], 5.0)
     clock.now += 5.0
     clock.run(100)
@@ -129,7 +129,7 @@ def test_a_prompt_is_no_pass_and_its_time_is_left_out() -> None:
 def test_without_a_drafter_nothing_is_chosen_or_told() -> None:
     tuner = Tuner(SpeculationSpec(), 1, drafts=False)
     tuner.passed([Window(0, 0, 5, (1,), 1)], PASS_S)
-    assert not tuner.look(1.0, 1)
+    assert not tuner.observe(1.0, 1)
     assert (tuner.settings, tuner.predicted, tuner.measured) == (OFF, None, None)
 
 
