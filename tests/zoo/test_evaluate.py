@@ -11,10 +11,11 @@ import zoo.world
 from paceline.stages.dit.network import load_dit
 from zoo.world.environment import render
 from zoo.world.evaluate import HELD_OUT, next_frame, score
-from zoo.world.rollout import ContextMode, record, rollout
+from zoo.world.rollout import ContextMode, Control, record, rollout
 from zoo.world.sheet import contact_sheet
 
 WEIGHTS = Path(zoo.world.__file__).parent / "weights.safetensors"
+MEMORY = Path(zoo.world.__file__).parents[1] / "world-memory" / "weights.safetensors"
 
 
 def test_the_truth_gets_full_marks() -> None:
@@ -80,3 +81,17 @@ def test_recall_remembers_beyond_the_window() -> None:
         counts = [revisit[lag] for lag in ("9-16", "17-64")]
         far[recall] = sum(share * count for share, count in counts) / sum(count for _, count in counts)
     assert far[2] >= far[0] + 0.15, far  # over 16 worlds and 72 frames 0.39 and 0.82
+
+
+@pytest.mark.skipif(not MEMORY.is_file(), reason="no trained weights in this checkout")
+def test_a_memory_remembers_beyond_the_window() -> None:
+    """Tiles that were out of view for more than the window come back as they were; with an empty memory they don't."""
+    model = load_dit(MEMORY)
+    truth = record(list(range(HELD_OUT, HELD_OUT + 6)), 48)
+    controls: list[Control] = ["none", "zero"]
+    far = {}
+    for control in controls:
+        revisit = score(rollout(model, truth, "cascade", 2, control=control), truth).revisit
+        counts = [revisit[lag] for lag in ("9-16", "17-64")]
+        far[control] = sum(share * count for share, count in counts) / sum(count for _, count in counts)
+    assert far["none"] >= far["zero"] + 0.3, far
