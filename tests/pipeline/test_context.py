@@ -173,5 +173,5 @@ def test_without_poses_nothing_is_recalled_in_silence() -> None:
     blind = Context(ContextMode.clean, 1, 2, 1, 1, 20, recall=1)
     with pytest.raises(ValueError, match="what a view shows"):
         blind.observe(0, (0, 0))
-    with pytest.raises(ValueError, match="call see"):
+    with pytest.raises(ValueError, match="call observe"):
         Context(ContextMode.clean, 1, 2, 1, 1, 20, recall=1, view=VIEW).reads(5, 0)
