@@ -24,7 +24,7 @@ def references(weights: str) -> dict[int, Summary]:
     [
         ("world-2", 2, 2, local, ()),
         ("world-2", 2, 2, torchrun, ()),
-        ("world-2", 2, 2, two_agents, ()),
+        pytest.param("world-2", 2, 2, two_agents, (), marks=pytest.mark.exhaustive),
         ("world-2-zmq", 2, 2, local, ()),
         ("world-2-mirrored", 2, 2, local, ("--set", "inject.jitter_ms=3")),
         ("world-1", 1, 2, local, ()),

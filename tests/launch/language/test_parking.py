@@ -44,7 +44,7 @@ def test_another_process_goes_on_where_this_one_stopped(models: list[str], tmp_p
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_torchrun_parks_and_takes_up(models: list[str], tmp_path: Path) -> None:
     folder = str(tmp_path)
     asked = ["--max-tokens", "30", "--ignore-eos"]
