@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -27,7 +28,16 @@ class Registry:
 
     def names(self) -> list[str]:
         """All names, the built-in ones first."""
-        return [*self._builtin, *sorted(name for name in self._added() if name not in self._builtin)]
+        return list(self)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names, the built-in ones first; installed packages are looked through only behind those."""
+        yield from self._builtin
+        yield from sorted(name for name in self._added() if name not in self._builtin)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a part of this name."""
+        return name in self._builtin or name in self._added()
 
     def load(self, name: str) -> Any:
         """The part of a name. Raises `ValueError` where there is none, or its package can't be imported."""
@@ -46,4 +56,10 @@ class Registry:
             raise ValueError(f"{self.kind} {name!r}: {found.value} can't be imported: {error}") from error
 
     def _added(self) -> dict[str, EntryPoint]:
-        return {each.name: each for each in entry_points(group=self.group)}
+        return _entry_points(self.group)
+
+
+@cache
+def _entry_points(group: str) -> dict[str, EntryPoint]:
+    """By name. To look through all installed packages takes long, and they stay what they are."""
+    return {each.name: each for each in entry_points(group=group)}

@@ -33,8 +33,8 @@ def check_policies(topology: Topology) -> None:
     from paceline.tiers.policies import ORACLE, POLICIES, make_policy
 
     for group, spec in topology.tiers.items():
-        online = [name for name in POLICIES.names() if name != ORACLE]
-        if spec.policy not in online:
+        if spec.policy == ORACLE or spec.policy not in POLICIES:
+            online = [name for name in POLICIES if name != ORACLE]
             raise ArgumentError(f"tiers.{group}.policy: is {spec.policy!r}; write {choice(online)}")
         try:
             make_policy(spec.policy, spec.options, {"columns": 1})
@@ -49,7 +49,8 @@ def check_drafter(topology: LanguageTopology) -> None:
     from paceline.stages.lm.drafter import DRAFTERS, make_drafter
 
     spec = topology.speculation
-    if spec.drafter not in (known := [*DRAFTERS.names(), NO_DRAFTER]):
+    if spec.drafter != NO_DRAFTER and spec.drafter not in DRAFTERS:
+        known = [*DRAFTERS, NO_DRAFTER]
         raise ArgumentError(f"speculation.drafter: is {spec.drafter!r}; write {choice(known)}")
     try:
         drafter = make_drafter(spec)

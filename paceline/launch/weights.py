@@ -54,7 +54,7 @@ def _check_memory(spec: MemorySpec, path: Path, header: WorldHeader) -> None:
     # Imported here: it needs torch, which topologies without a memory do without.
     from paceline.stages.memory import MEMORIES, make_memory
 
-    if spec.kind not in MEMORIES.names():
+    if spec.kind not in MEMORIES:
         raise ArgumentError(f"context.memory.kind: is {spec.kind!r}; write {choice(MEMORIES.names())}")
     try:
         make_memory(spec.kind, spec.options)

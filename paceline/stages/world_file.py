@@ -178,7 +178,7 @@ def open_world(path: Path) -> WorldFile:
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}; give a .safetensors file or zoo:world")
     # The built-in ones come first, so that other packages are imported only where they are needed.
-    for name in WORLD_MODELS.names():
+    for name in WORLD_MODELS:
         try:
             kind: type[WorldFile] = WORLD_MODELS.load(name)
         except ValueError as error:
