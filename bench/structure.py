@@ -39,7 +39,7 @@ RUNS = {
 SEAMS = {
     "world model": ("paceline.stages.world_model", "paceline.stages.world_file"),
     "the embedded world model": ("paceline.stages.dit",),
-    "drafter": ("paceline.stages.lm.drafters",),
+    "drafter": ("paceline.stages.lm.drafter",),
     "tier policy": ("paceline.tiers.policies",),
     "launcher": ("paceline.launch.launchers",),
     "context memory": ("paceline.stages.memory",),

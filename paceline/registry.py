@@ -55,6 +55,15 @@ class Registry:
         except Exception as error:  # whatever the package raises while it is imported
             raise ValueError(f"{self.kind} {name!r}: {found.value} can't be imported: {error}") from error
 
+    def make(self, name: str, options: Mapping[str, Any]) -> Any:
+        """The part of a name, made with options. Raises `ValueError` as `load` does, and where the part does not take
+        them."""
+        kind = self.load(name)
+        try:
+            return kind(**options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.kind} {name}: {error}") from error
+
     def _added(self) -> dict[str, EntryPoint]:
         return _entry_points(self.group)
 

@@ -32,7 +32,7 @@ import msgspec
 from paceline.launch.json_output import versioned
 from paceline.launch.machine import describe_machine
 from paceline.pipeline.steady import percentile, steady_period
-from paceline.runtime.report import merge_memories, merge_tiers
+from paceline.runtime.report import memory_use, merge_tiers
 from paceline.runtime.result import FrameTime, RankReport, Result, RunResult
 from paceline.runtime.spec import RunSpec
 
@@ -87,9 +87,7 @@ def summarize(spec: RunSpec, result: RunResult) -> Summary:
         "decisions": [msgspec.to_builtins(decision) for decision in result.decisions],
         "stage_ms": _stage_ms(result.ranks),
         "bubble": {str(rank.rank): _rounded(_bubble(rank)) for rank in result.ranks},
-        "memory": msgspec.to_builtins(
-            merge_memories([rank.memory for rank in result.ranks if rank.memory is not None])
-        ),
+        "memory": msgspec.to_builtins(memory_use([rank.memory for rank in result.ranks if rank.memory is not None])),
         "kv_sha256": {key: value for rank in result.ranks for key, value in sorted(rank.kv_sha256.items())},
         "warnings": [
             f"session {session.id} failed at frame {session.frames}: {session.failed}"

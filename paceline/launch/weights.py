@@ -9,7 +9,7 @@ from paceline.launch.errors import ArgumentError
 from paceline.pipeline.schema import choice
 from paceline.pipeline.topology import MemorySpec, WorldTopology
 from paceline.pipeline.unit import ModelShape
-from paceline.stages.world_file import WorldHeader, find_weights, open_world
+from paceline.stages.world_file import WorldHeader, world_of
 
 __all__ = ["ModelFile", "check_weights", "read_model_file"]
 
@@ -26,8 +26,8 @@ def read_model_file(topology: WorldTopology) -> ModelFile:
     """The model of a topology. Raises `ArgumentError` where there is no such file, no registered world model recognises
     it, or the topology asks for what the model does not have."""
     try:
-        path = find_weights(topology.model.weights)
-        header = open_world(path).header()
+        world = world_of(topology.model.weights)
+        path, header = world.path, world.header()
         files = path.rglob("*.safetensors") if path.is_dir() else [path]
         nbytes = sum(file.stat().st_size for file in files)
     except (OSError, ValueError) as error:
@@ -65,6 +65,6 @@ def _check_memory(spec: MemorySpec, path: Path, header: WorldHeader) -> None:
 def check_weights(topology: WorldTopology) -> None:
     """Raise `ArgumentError` where a weight of the world model is NaN or infinite."""
     try:
-        open_world(find_weights(topology.model.weights)).check()
+        world_of(topology.model.weights).check()
     except (OSError, ValueError) as error:
         raise ArgumentError(f"model.weights: {error}") from error

@@ -7,7 +7,7 @@ from paceline.pipeline.placement import Placement
 from paceline.pipeline.sizes import format_size
 from paceline.pipeline.tiers import TierSpec
 from paceline.pipeline.topology import StageKind, WorldTopology
-from paceline.stages.world_file import find_weights, open_world
+from paceline.stages.world_file import world_of
 
 __all__ = ["check_world_tiers"]
 
@@ -24,7 +24,7 @@ def check_world_tiers(topology: WorldTopology, frames: int, sessions: int) -> No
     """
     if not topology.tiers:
         return
-    header = open_world(find_weights(topology.model.weights)).header()
+    header = world_of(topology.model.weights).header()
     placement = Placement(topology)
     context = topology.context
     near = min(context.prompt + frames, context.sinks + context.window + 1)

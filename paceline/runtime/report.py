@@ -12,7 +12,7 @@ from paceline.runtime.result import MemoryUse, RankReport, RunResult
 if TYPE_CHECKING:
     from paceline.stages.memory.frame_memory import FrameMemory
 
-__all__ = ["memory_use", "merge", "merge_memories", "merge_tiers", "peak_rss_bytes"]
+__all__ = ["memory_use", "merge", "merge_tiers", "peak_rss_bytes"]
 
 
 def peak_rss_bytes() -> int:
@@ -31,23 +31,14 @@ def merge(reports: list[RankReport]) -> RunResult:
     )
 
 
-def memory_use(memories: Sequence[FrameMemory]) -> MemoryUse | None:
-    """What the context memories of a rank did; None where it has none."""
+def memory_use(memories: Sequence[FrameMemory | MemoryUse]) -> MemoryUse | None:
+    """What context memories did together, those of a rank or those of all ranks; None where there are none."""
     if not memories:
         return None
     return MemoryUse(
         max(memory.state_bytes for memory in memories),
         sum(memory.reads for memory in memories),
         sum(memory.writes for memory in memories),
-    )
-
-
-def merge_memories(uses: Sequence[MemoryUse]) -> MemoryUse | None:
-    """What the context memories of all ranks did; None where there are none."""
-    if not uses:
-        return None
-    return MemoryUse(
-        max(use.state_bytes for use in uses), sum(use.reads for use in uses), sum(use.writes for use in uses)
     )
 
 

@@ -29,7 +29,7 @@ from paceline.stages.base import Stage
 from paceline.stages.denoise import DenoiseStage
 from paceline.stages.frame_tiers import frame_tier_manager
 from paceline.stages.relay import DecodeStage, SleepStage
-from paceline.stages.world_file import find_weights, open_world
+from paceline.stages.world_file import world_of
 from paceline.stages.world_model import AnyWorldModel
 from paceline.tiers.manager import TierManager
 
@@ -71,7 +71,7 @@ def _worker(
     group = placement.group_of_rank(rank)
     torch.set_num_threads(topology.groups[group].threads)
     device = own_device(topology.groups[group].device)
-    world = open_world(find_weights(topology.model.weights)) if topology.workload == "world" else None
+    world = world_of(topology.model.weights) if topology.workload == "world" else None
     shape = ModelShape(1, 0, 0, 0) if world is None else world.header().shape
     streams = placement.streams(rank, spec.sessions)
     source = topology.stage_of(StageKind.source)

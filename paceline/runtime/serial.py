@@ -34,7 +34,7 @@ from paceline.stages.memory import make_memory
 from paceline.stages.memory.frame_memory import FrameMemory, empty_read
 from paceline.stages.passes import Pass, run_layers
 from paceline.stages.relay import spend
-from paceline.stages.world_file import WorldHeader, find_weights, open_world
+from paceline.stages.world_file import WorldHeader, world_of
 from paceline.stages.world_model import AnyWorldModel, FrameDecoder
 
 __all__ = ["run_serial"]
@@ -226,7 +226,7 @@ def run_serial(
     model: AnyWorldModel | None = None
     decoder: FrameDecoder | None = None
     if topology.workload == "world":
-        world = open_world(find_weights(topology.model.weights))
+        world = world_of(topology.model.weights)
         model, decoder = world.load(device), world.decoder(device)
     journal = Journal.of_run(spec, run_dir)
     sessions = [Session(spec, index, run_dir, decisions, journal.add) for index in range(spec.sessions)]

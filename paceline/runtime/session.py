@@ -21,7 +21,7 @@ from paceline.runtime.spec import RunSpec
 from paceline.runtime.spool import Spool
 from paceline.stages.feed import Feed, PayloadFeed
 from paceline.stages.item import Meta
-from paceline.stages.world_file import find_weights, open_world
+from paceline.stages.world_file import world_of
 
 __all__ = ["Session", "span_of"]
 
@@ -65,7 +65,7 @@ class Session:
         self._out = spec.out if self._makes_pictures else None
         self.feed: Feed
         if topology.workload == "world":
-            world = open_world(find_weights(topology.model.weights))
+            world = world_of(topology.model.weights)
             self.feed = world.feed(self.seed, self.prompt, on_truth=self._write_truth if self._out else None)
         else:
             self.feed = PayloadFeed(self.seed, topology.item_bytes)

@@ -34,6 +34,7 @@ __all__ = [
     "find_weights",
     "open_world",
     "safetensors_metadata",
+    "world_of",
 ]
 
 WORLD_MODELS = Registry("world model", "paceline.world_models", {"dit": "paceline.stages.dit.file:DiTFile"})
@@ -168,6 +169,11 @@ class WorldFile(Protocol):
         `on_truth` is handed the true picture behind every condition, where it is known.
         """
         ...
+
+
+def world_of(name: str) -> WorldFile:
+    """The world model behind `model.weights`. Raises what `find_weights` and `open_world` raise."""
+    return open_world(find_weights(name))
 
 
 def open_world(path: Path) -> WorldFile:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from paceline.kernels.delta_rule import delta_read, delta_write
 from paceline.stages.dit.config import CELLS
-from paceline.stages.dit.memory import GroundMemory
+from paceline.stages.dit.memory import GroundMemory, cells_of
 from paceline.stages.dit.patches import patchify
 from zoo.world.batches import EPISODE, WORLD_SEEDS, Episodes, Recipe, noised
 from zoo.world.emphasis import times_shown
@@ -50,12 +50,6 @@ class MemoryPlan:
     seed: int = 1
 
 
-def _cells(x_BNE: Tensor) -> Tensor:
-    """Tokens `[..., N, E]` cut into cells, `[..., N, 4, E / 4]`."""
-    lead, (n, e) = x_BNE.shape[:-2], x_BNE.shape[-2:]
-    return x_BNE.reshape(*lead, n, 2, 2, 2, 2, 3).movedim(-3, -4).reshape(*lead, n, CELLS, e // CELLS)
-
-
 def _legible(episodes: Episodes) -> Bools:
     """Pixels that neither a ball nor the agent covers, `[B, T, 32, 32]`."""
     parts = (episodes.balls, episodes.agent, episodes.heading)
@@ -67,7 +61,7 @@ def _whole_cells(pixels: Bools) -> Tensor:
     """Cells whose pixels all count, `[..., N, 4]`."""
     lead = pixels.shape[:-2]
     spread = np.repeat(pixels.reshape(*lead, 8, 4, 8, 4, 1), 3, axis=-1).swapaxes(-4, -3)
-    return _cells(torch.from_numpy(spread.reshape(*lead, 64, 48))).all(-1)
+    return cells_of(torch.from_numpy(spread.reshape(*lead, 64, 48))).all(-1)
 
 
 def rehearse(memory: GroundMemory, plan: MemoryPlan, note: Callable[[dict[str, float]], None] = lambda _: None) -> None:
@@ -92,7 +86,7 @@ def rehearse(memory: GroundMemory, plan: MemoryPlan, note: Callable[[dict[str, f
             state = delta_write(state, k[:, frame], v[:, frame], beta[:, frame])
         read = memory.arrange(torch.stack(reads, dim=1), pose)
         made = decoder(read.view(*read.shape[:-1], CELLS, memory.values_size))
-        error = (made - _cells(x)).square().mean(-1)
+        error = (made - cells_of(x)).square().mean(-1)
         loss = (error * known).sum() / known.sum().clamp(min=1)
         for group in optimizer.param_groups:
             group["lr"] = plan.rate * min(1.0, (step + 1) / 20) * min(1.0, (plan.steps - step) / (plan.steps / 3))
@@ -116,8 +110,8 @@ def rehearse(memory: GroundMemory, plan: MemoryPlan, note: Callable[[dict[str, f
 class Histories:
     """Long walks with what each of their frames reads."""
 
-    def __init__(self, episodes: Episodes, births: Ints) -> None:
-        self.episodes, self.births = episodes, births
+    def __init__(self, episodes: Episodes) -> None:
+        self.episodes = episodes
 
     @classmethod
     @torch.no_grad()
@@ -131,7 +125,7 @@ class Histories:
             episodes = Episodes.walk((WORLD_SEEDS + draw.integers(0, 1 << 48, count)).tolist(), total)
             found.append(replace(episodes, read=_reads(memory, episodes, births[first : first + count])))
         names = ("ground", "balls", "agent", "heading", "action", "pose", "read")
-        return cls(Episodes(*(np.concatenate([getattr(e, name) for e in found]) for name in names)), births)
+        return cls(Episodes(*(np.concatenate([getattr(e, name) for e in found]) for name in names)))
 
     def batch(self, recipe: Recipe, seed: int, step: int) -> Sequences:
         """The batch of a training step."""

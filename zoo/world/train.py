@@ -83,9 +83,7 @@ class Trainer:
             self.model = DiT(config).to(device)
         if start is not None:
             self.model.load_state_dict(self.model.state_dict() | start.state_dict())
-        if self.model.memory is not None:
-            for part in (self.model.memory.value, self.model.memory.gate):
-                part.requires_grad_(False)
+        self._train_writing(False)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         reading = set() if self.model.memory is None else set(self.model.memory.read.parameters())
         trained = [p for p in self.model.parameters() if p.requires_grad and p not in reading]
@@ -122,13 +120,17 @@ class Trainer:
         """Train the memory alone, before the first step."""
         if self.model.memory is None or self.plan.memory is None:
             raise ValueError("the network has no memory to train")
-        for part in (self.model.memory.value, self.model.memory.gate):
-            part.requires_grad_(True)
+        self._train_writing(True)
         rehearse(self.model.memory, self.plan.memory, note)
-        for part in (self.model.memory.value, self.model.memory.gate):
-            part.requires_grad_(False)
+        self._train_writing(False)
         for name, value in self.model.state_dict().items():
             self.average[name].copy_(value)
+
+    def _train_writing(self, trained: bool) -> None:
+        """Whether what writes the memory, if there is one, is trained."""
+        if self.model.memory is not None:
+            for part in (self.model.memory.value, self.model.memory.gate):
+                part.requires_grad_(trained)
 
     def averaged(self) -> DiT:
         """A model with the averaged weights, for serving."""
@@ -228,11 +230,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if checkpoint.is_file():
         trainer.load(checkpoint)
     else:
-        trainer.rehearse(lambda record: print("  ".join(f"{k} {v:.4g}" for k, v in record.items()), flush=True))
+        trainer.rehearse(show)
         trainer.save(checkpoint)
     if trainer.model.memory is not None:
         trainer.histories = Histories.walk(trainer.model.memory, memory)
     run(trainer, args.out, args.save_every, args.score_every, args.publish, memory_score)
+
+
+def show(record: dict[str, float]) -> None:
+    """Print a line of the log."""
+    print("  ".join(f"{k} {v:.4g}" for k, v in record.items()), flush=True)
 
 
 def run(
@@ -251,7 +258,7 @@ def run(
         def note(record: dict[str, float]) -> None:
             log.write(json.dumps(record) + "\n")
             log.flush()
-            print("  ".join(f"{k} {v:.4g}" for k, v in record.items()), flush=True)
+            show(record)
 
         while trainer.step < trainer.plan.steps:
             _, error, batch = trainer.advance()

@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from paceline.kernels.philox import Purpose, words
 from paceline.stages.dit.config import CELLS, DiTConfig
 
-__all__ = ["GroundMemory"]
+__all__ = ["GroundMemory", "cells_of"]
+
+
+def cells_of(x_BNE: Tensor) -> Tensor:
+    """Tokens `[B, N, E]` cut into their cells, row by row: `[B, N, 4, E / 4]`."""
+    lead, (n, e) = x_BNE.shape[:-2], x_BNE.shape[-2:]
+    half = math.isqrt(e // 3) // 2
+    return x_BNE.reshape(*lead, n, 2, half, 2, half, 3).movedim(-3, -4).reshape(*lead, n, CELLS, e // CELLS)
 
 
 class GroundMemory(nn.Module):
@@ -87,9 +94,7 @@ class GroundMemory(nn.Module):
     def writes(self, x_BNE: Tensor, pose_B2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Keys `[B, Q, N, K]`, values `[B, Q, N, V]` and strengths `[B, Q, N]` of finished frames."""
         lead, (n, e) = x_BNE.shape[:-2], x_BNE.shape[-2:]
-        half = math.isqrt(e // 3) // 2
-        cells = x_BNE.reshape(*lead, n, 2, half, 2, half, 3).movedim(-3, -4).reshape(*lead, n, CELLS, e // CELLS)
-        by_head = cells.movedim(-2, -3)
+        by_head = cells_of(x_BNE).movedim(-2, -3)
         index = self._heads(pose_B2)[..., None, None].expand(*lead, CELLS, n, e // CELLS)
         cell_BQNP = by_head.gather(-3, index)
         code = self.value(cell_BQNP)

@@ -115,11 +115,7 @@ def make_drafter(spec: SpeculationSpec) -> Drafter | None:
     and for an option that the drafter does not take."""
     if spec.drafter == NO_DRAFTER:
         return None
-    kind = DRAFTERS.load(spec.drafter)
-    try:
-        made: Drafter = kind(**spec.options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"drafter {spec.drafter}: {error}") from error
+    made: Drafter = DRAFTERS.make(spec.drafter, spec.options)
     return made
 
 

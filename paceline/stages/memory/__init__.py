@@ -22,9 +22,5 @@ MEMORIES = Registry(
 
 def make_memory(kind: str, options: Mapping[str, bool | int | float | str]) -> ContextMemory:
     """The memory of a kind. Raises `ValueError` where there is none, or it does not take the options."""
-    made = MEMORIES.load(kind)
-    try:
-        memory: ContextMemory = made(**options)
-    except TypeError as error:
-        raise ValueError(f"context memory {kind}: {error}") from error
+    memory: ContextMemory = MEMORIES.make(kind, options)
     return memory

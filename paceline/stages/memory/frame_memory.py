@@ -50,7 +50,7 @@ class FrameMemory:
     def __init__(self, rule: ContextMemory, model: AnyWorldModel, written: int) -> None:
         """`written`: how far behind the frame that reads the last one lies that is held. Raises `ValueError` where the
         model was trained without a memory."""
-        self._rule, self._model, self._written = rule, _with_memory(model), written
+        self._rule, self._model, self._written = rule, cast("MemoryModel[Any]", model), written
         self._waiting: dict[int, tuple[Tensor, Any]] = {}
         self.state = _empty(rule, self._model)
         self.reads = self.writes = 0
@@ -88,14 +88,8 @@ class FrameMemory:
 
 def empty_read(rule: ContextMemory, model: AnyWorldModel, condition: Any) -> Tensor:
     """What a prompt frame reads."""
-    knows = _with_memory(model)
+    knows = cast("MemoryModel[Any]", model)
     return _read(rule, knows, _empty(rule, knows), condition)
-
-
-def _with_memory(model: AnyWorldModel) -> MemoryModel[Any]:
-    if model.header.memory is None:
-        raise ValueError("the model was trained without a context memory")
-    return cast("MemoryModel[Any]", model)
 
 
 def _empty(rule: ContextMemory, model: MemoryModel[Any]) -> State:

@@ -56,11 +56,8 @@ def policy(name: str, **options: Any) -> Policy:
 def make_policy(name: str, options: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> Policy:
     """As `policy`. `known` are options that follow from the model, given to the policies that take them where the user
     names no other value."""
-    kind = POLICIES.load(name)
-    takes = inspect.signature(kind).parameters
-    given = {key: value for key, value in (known or {}).items() if key in takes} | dict(options)
-    try:
-        made: Policy = kind(**given)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"policy {name}: {error}") from error
+    takes = inspect.signature(POLICIES.load(name)).parameters
+    made: Policy = POLICIES.make(
+        name, {key: value for key, value in (known or {}).items() if key in takes} | dict(options)
+    )
     return made
