@@ -13,7 +13,10 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cache
-from heapq import heapify, heappop, heapreplace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["Pose", "Recall", "View"]
 
@@ -30,26 +33,45 @@ class View:
     height: int
     width: int
 
-    def shown(self, own: Pose, other: Pose) -> int:
-        """The cells of the view at `own` that the view at `other` shows as well, as bits of a number."""
-        return _shown(self)[(other[0] - own[0]) % self.torus][(other[1] - own[1]) % self.torus]
+    def shown(self, own: Pose, other: Pose) -> list[int]:
+        """The places in the view at `own`, counted by rows, of the cells that the view at `other` shows as well."""
+        near = _near(self)
+        row = near.row_of[(other[0] - own[0]) % self.torus, (other[1] - own[1]) % self.torus]
+        bits = np.unpackbits(near.cells[row].astype("<u8").view(np.uint8), bitorder="little")
+        return np.flatnonzero(bits).tolist() if row >= 0 else []
 
-    @property
-    def whole(self) -> int:
-        """All cells of a view."""
-        return (1 << self.height * self.width) - 1
+
+class _Near(NamedTuple):
+    """The other views that show some of a view, K of them, by where they lie on the torus."""
+
+    down: NDArray[np.int64]
+    """`[K]`, from the view"""
+    right: NDArray[np.int64]
+    cells: NDArray[np.uint64]
+    """`[K, W]`: the cells that both show, as the bits of W words, those of one row behind those of the one above"""
+    size: NDArray[np.int64]
+    """`[K]`: how many these are"""
+    row_of: NDArray[np.int64]
+    """`[torus, torus]`: by how far a view lies below and to the right, its row of the above; -1: it shows nothing"""
 
 
 @cache
-def _shown(view: View) -> tuple[tuple[int, ...], ...]:
-    """By how far the other view lies below and to the right: the cells that both show."""
+def _near(view: View) -> _Near:
+    def common(size: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """How far other views lie along one side of the torus, and which places both show, `[n, size]`."""
+        offsets, places = np.arange(view.torus)[:, None], np.arange(size)
+        both = (places - offsets) % view.torus < size
+        shown = both.any(axis=1)
+        return offsets[shown, 0], both[shown]
 
-    def common(size: int, offset: int) -> list[int]:
-        return [place for place in range(size) if (place - offset) % view.torus < size]
-
-    lines = [sum(1 << column for column in common(view.width, right)) for right in range(view.torus)]
-    rows = [[row * view.width for row in common(view.height, down)] for down in range(view.torus)]
-    return tuple(tuple(sum(line << row for row in below) for line in lines) for below in rows)
+    (down, rows), (right, columns) = common(view.height), common(view.width)
+    both = (rows[:, None, :, None] & columns[None, :, None, :]).reshape(len(down) * len(right), -1)
+    words = np.zeros((len(both), -(-both.shape[1] // 64) * 64), dtype=np.bool_)
+    words[:, : both.shape[1]] = both
+    cells = np.packbits(words, axis=1, bitorder="little").view("<u8").astype(np.uint64)
+    row_of = np.full((view.torus, view.torus), -1)
+    row_of[down[:, None], right] = np.arange(len(both)).reshape(len(down), len(right))
+    return _Near(np.repeat(down, len(right)), np.tile(right, len(down)), cells, both.sum(axis=1), row_of)
 
 
 @dataclass(slots=True)
@@ -75,9 +97,12 @@ class Recall:
     """The last frames, not candidates yet"""
     _sinks: list[Pose] = field(init=False, default_factory=list)
     _candidates: dict[Pose, int] = field(init=False, default_factory=dict)
-    _rows: dict[int, dict[int, int]] = field(init=False, default_factory=dict)
-    """The same by the rows of the torus that they are on: only those near a view can show some of it"""
+    _at: NDArray[np.int64] = field(init=False)
+    """The same by pose, `[torus, torus]`; -1: none"""
     _chosen: dict[int, tuple[int, ...]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._at = np.full((self.view.torus, self.view.torus), -1)
 
     def observe(self, frame: int, pose: Pose) -> tuple[int, ...]:
         """Note where `frame` looks, and choose what it recalls. Returns the frames that this one and later ones will
@@ -97,7 +122,7 @@ class Recall:
             if place in self._candidates:
                 replaced.append(self._candidates[place])
             self._candidates[place] = other
-            self._rows.setdefault(place[0], {})[place[1]] = other
+            self._at[place] = other
         self._chosen[frame] = self._choose(frame, pose)
         self._chosen.pop(frame - self.held, None)
         self._recent.append((frame, pose))
@@ -114,57 +139,62 @@ class Recall:
     def _choose(self, frame: int, pose: Pose) -> tuple[int, ...]:
         """One after another the frame that is worth most; of equal ones the one that shows most of the view, then the
         newest. A frame that is worth nothing is not recalled."""
-        lookers = _Lookers(self.view.whole)
-        near = [place for other, place in self._recent if other < self.sinks or other >= frame - self.window]
-        for place in [*self._sinks, *near]:
-            lookers.add(self.view.shown(pose, place))
-        # What a frame is worth only falls while others are chosen, so the best of the old values is looked at again,
-        # until one stays the best.
-        table, torus, (down, right) = _shown(self.view), self.view.torus, pose
-        ranked = []
-        for row, others in self._rows.items():
-            shown = table[(row - down) % torus]
-            if not any(shown):
-                continue
-            for column, other in others.items():
-                cells = shown[(column - right) % torus]
-                if cells and (worth := lookers.worth(cells)):
-                    ranked.append((-worth, -cells.bit_count(), -other, cells))
-        heapify(ranked)
+        near, torus = _near(self.view), self.view.torus
+        lookers = _Lookers(near.cells[near.row_of[0, 0]])
+        read = [place for other, place in self._recent if other < self.sinks or other >= frame - self.window]
+        for y, x in [*self._sinks, *read]:
+            row = near.row_of[(y - pose[0]) % torus, (x - pose[1]) % torus]
+            if row >= 0:
+                lookers.add(near.cells[row])
+        # As many poses show some of the view however long the session is.
+        others = self._at[(near.down + pose[0]) % torus, (near.right + pose[1]) % torus]
+        rows = np.flatnonzero(others >= 0)
+        cells, size = near.cells[rows], near.size[rows]
         chosen: list[int] = []
-        while ranked and len(chosen) < self.count:
-            old, size, other, cells = ranked[0]
+        while len(rows) and len(chosen) < self.count:
             worth = lookers.worth(cells)
-            if worth != -old:
-                heapreplace(ranked, (-worth, size, other, cells)) if worth else heappop(ranked)
-                continue
-            heappop(ranked)
-            lookers.add(cells)
-            chosen.append(-other)
+            most = int(worth.max())
+            if not most:
+                break
+            ties = np.flatnonzero(worth == most)
+            best = ties[np.lexsort((others[rows[ties]], size[ties]))[-1]]
+            chosen.append(int(others[rows[best]]))
+            lookers.add(cells[best])
+            worth[best] = 0
+            # What a frame is worth only falls while others are chosen.
+            left = worth > 0
+            rows, cells, size = rows[left], cells[left], size[left]
         return tuple(sorted(chosen))
 
 
 @dataclass(slots=True)
 class _Lookers:
-    """How many of the frames that are read show each cell of the view, as sets of cells that none, one and two show.
+    """How many of the frames that are read show each cell of the view, as sets of cells that none, one and two show:
+    bits of words, `[W]` each.
 
     A cell is worth the less the more of them show it: 16, 4, 1, and nothing from three on. With one frame alone to
     remember a place by, the embedded model forgets it more often; with very many that show it as it was long ago, it
     does not see how it changed since.
     """
 
-    none: int
-    one: int = 0
-    two: int = 0
+    none: NDArray[np.uint64]
+    one: NDArray[np.uint64] = field(init=False)
+    two: NDArray[np.uint64] = field(init=False)
 
-    def add(self, cells: int) -> None:
-        """One more frame that is read shows some cells."""
+    def __post_init__(self) -> None:
+        self.one = np.zeros_like(self.none)
+        self.two = np.zeros_like(self.none)
+
+    def add(self, cells: NDArray[np.uint64]) -> None:
+        """One more frame that is read shows some cells, `[W]`."""
         self.two = self.two & ~cells | self.one & cells
         self.one = self.one & ~cells | self.none & cells
-        self.none &= ~cells
+        self.none = self.none & ~cells
 
-    def worth(self, cells: int) -> int:
-        """What a frame is worth that shows some cells."""
-        return (
-            16 * (cells & self.none).bit_count() + 4 * (cells & self.one).bit_count() + (cells & self.two).bit_count()
-        )
+    def worth(self, cells_NW: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """What each of N frames is worth that show some cells, `[N]`."""
+        sums = [
+            np.bitwise_count(cells_NW & some).sum(axis=1, dtype=np.int64) for some in (self.none, self.one, self.two)
+        ]
+        worth: NDArray[np.int64] = 16 * sums[0] + 4 * sums[1] + sums[2]
+        return worth
