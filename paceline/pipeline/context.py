@@ -125,6 +125,10 @@ class Context:
             raise ValueError(f"frame {frame} recalls frames by its pose, which is not known yet; call observe() before")
         return self._recall.frames(frame)
 
+    def frames(self, frame: int) -> list[int]:
+        """The older frames that `frame` reads, oldest first: the sinks, what it recalls, the window."""
+        return self._frames(frame, self.recalled(frame))
+
     def begin(self, frame: int, first_step: int) -> None:
         """Record that `frame` skips the steps before `first_step`.
 
@@ -193,9 +197,11 @@ class Context:
         return self._levels(frames, frame, step)
 
     def _reads(self, frame: int, step: int, recalled: tuple[int, ...]) -> tuple[Read, ...]:
+        return self._levels(self._frames(frame, recalled), frame, step)
+
+    def _frames(self, frame: int, recalled: tuple[int, ...]) -> list[int]:
         oldest = max(frame - self.window, 0)
-        frames = [*range(min(self.sinks, oldest)), *recalled, *range(oldest, frame)]
-        return self._levels(frames, frame, step)
+        return [*range(min(self.sinks, oldest)), *recalled, *range(oldest, frame)]
 
     def _levels(self, frames: Sequence[int], frame: int, step: int) -> tuple[Read, ...]:
         """Frames with the levels at which pass (frame, step) reads them."""

@@ -193,7 +193,7 @@ class DenoiseStage:
                 for level in context.recallable:
                     state.cache.keep(other, level, max(self._slot(frame - 1, step) for step in self.steps))
         if context.first_step(frame) <= self.steps[-1]:  # else no pass of it is here, and nothing is read for it
-            state.cache.prefetch(context.recalled(frame))
+            state.cache.prefetch(context.frames(frame))
 
     def _read(self, state: _Session, frame: int, condition: Any, tensors: list[Tensor]) -> Tensor:
         """What a frame reads from the context memory: read here, or taken from what came with the latent."""

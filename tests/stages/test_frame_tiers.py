@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from paceline.pipeline.context import Read
 from paceline.pipeline.tiers import NvmeSpec, TierSpec
@@ -138,6 +141,38 @@ def test_any_budget_gives_the_serial_bits(
         found = manager.statistics()
         assert sum(found["hits"].values()) == found["lookups"] > 0  # type: ignore[attr-defined]
         assert not found["errors"]
+        manager.close_all()
+
+
+def test_what_every_frame_reads_does_not_go_to_nvme(
+    model: DiTModel, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sinks and the window, in a session much longer than hbm and dram hold, also where the policy goes by use."""
+    topology = build(weights, "cascade", [[0], [1, 2]], window=3, recall=1)
+    far: list[int] = []
+    managers: list[TierManager] = []
+
+    def tiers(stage: str) -> TierManager:
+        made = manager_for(8, 4, tmp_path / "nvme", refresh=64)
+        # Moves are made at once, so that a thread's timing decides nothing.
+        manager = TierManager(made.layout, made.budget, replace(made.settings, asynchronous=False))
+        made.close_all()
+        fetch = manager.fetch
+
+        def watched(blocks: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+            pool, newest = manager.pool, int(manager.pool.start[blocks].max())
+            lasting = blocks[(pool.start[blocks] == 0) | (pool.start[blocks] >= newest - 1)]
+            far.extend(pool.start[lasting[pool.tier[lasting] == Tier.nvme]].tolist())
+            return fetch(blocks)
+
+        monkeypatch.setattr(manager, "fetch", watched)
+        managers.append(manager)
+        return manager
+
+    Lockstep(topology, model, 60, 1, tmp_path, tiers).run(random.Random(1))
+    assert far == []
+    for manager in managers:
+        assert manager.storage.free[Tier.nvme].taken > 0
         manager.close_all()
 
 
