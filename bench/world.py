@@ -194,14 +194,13 @@ def modes(bench: Bench, quick: bool) -> None:
     """Quality against speed."""
     frames = 40 if quick else 200
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "scores.json"
         say("modes: scoring held-out worlds")
         worlds, length = (8, 20) if quick else (32, 40)
         command = [sys.executable, "-m", "zoo.world.evaluate", "--worlds", str(worlds), "--frames", str(length)]
-        subprocess.run(
-            [*command, "--threads", "2", "--json", str(out)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL
+        said = subprocess.run(
+            [*command, "--threads", "2", "--json"], check=True, cwd=ROOT, capture_output=True, text=True
         )
-        scores = _read(out)
+        scores = _scores(json.loads(said.stdout.splitlines()[-1]))
         rows: list[tuple[Any, ...]] = []
         for mode in MODES:
             for steps in STEPS:
@@ -234,8 +233,7 @@ def modes(bench: Bench, quick: bool) -> None:
     _plot(rows, bench.options.results / "world-modes.png")
 
 
-def _read(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    found = json.loads(path.read_text())
+def _scores(found: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
     return {(entry["mode"], entry["steps"]): entry for entry in found["rollouts"]}
 
 

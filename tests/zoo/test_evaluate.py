@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 import zoo.world
 from paceline.stages.dit.network import load_dit
 from zoo.world.environment import render
-from zoo.world.evaluate import HELD_OUT, next_frame, score
-from zoo.world.rollout import ContextMode, Control, record, rollout
+from zoo.world.evaluate import HELD_OUT, main, next_frame, score
+from zoo.world.rollout import ContextMode, Control, Past, record, rollout
 from zoo.world.sheet import contact_sheet
 
 WEIGHTS = Path(zoo.world.__file__).parent / "weights.safetensors"
+ROOT = Path(zoo.world.__file__).parents[2]
 MEMORY = Path(zoo.world.__file__).parents[1] / "world-memory" / "weights.safetensors"
 
 
@@ -77,7 +79,7 @@ def test_recall_remembers_beyond_the_window() -> None:
     truth = record(list(range(HELD_OUT, HELD_OUT + 6)), 48)
     far = {}
     for recall in (0, 2):
-        revisit = score(rollout(model, truth, "cascade", 2, recall=recall), truth).revisit
+        revisit = score(rollout(model, truth, "cascade", 2, past=Past(recall=recall)), truth).revisit
         counts = [revisit[lag] for lag in ("9-16", "17-64")]
         far[recall] = sum(share * count for share, count in counts) / sum(count for _, count in counts)
     assert far[2] >= far[0] + 0.15, far  # over 16 worlds and 72 frames 0.39 and 0.82
@@ -91,7 +93,36 @@ def test_a_memory_remembers_beyond_the_window() -> None:
     controls: list[Control] = ["none", "zero"]
     far = {}
     for control in controls:
-        revisit = score(rollout(model, truth, "cascade", 2, control=control), truth).revisit
+        revisit = score(rollout(model, truth, "cascade", 2, past=Past(control=control)), truth).revisit
         counts = [revisit[lag] for lag in ("9-16", "17-64")]
         far[control] = sum(share * count for share, count in counts) / sum(count for _, count in counts)
     assert far["none"] >= far["zero"] + 0.3, far
+
+
+@pytest.mark.skipif(not MEMORY.is_file(), reason="no trained weights in this checkout")
+def test_a_topology_is_scored_as_it_is_set(capsys: pytest.CaptureFixture[str]) -> None:
+    """The JSON of a topology is the score of a rollout in its mode, with its steps, window and memory."""
+    path = ROOT / "topologies" / "world-2-memory.yaml"
+    sets = ["--set", "context.window=6", "--set", "context.mode=clean"]
+    main(["--topology", str(path), *sets, "--worlds", "2", "--frames", "20", "--seed", "9000", "--json"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    truth = record([9000, 9001], 20)
+    wanted = score(rollout(load_dit(MEMORY), truth, "clean", 2, past=Past(window=6)), truth)
+    assert (found["kept"], found["state_bytes"], found["control"]) == (wanted.persistence, 4 * 4 * 512 * 13, "none")
+    assert found["revisit"] == {lag: share if n else None for lag, (share, n) in wanted.revisit.items()}
+    assert found["tiles"]["1"] == wanted.revisit["1"][1] > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [
+        (["--topology", "topologies/speculate-2.yaml"], "no topology of a world"),
+        (["--topology", "topologies/world-1.yaml", "--control", "zero"], "has no memory that could be replaced"),
+        (["--topology", "topologies/none.yaml"], "none.yaml"),
+    ],
+)
+def test_what_can_not_be_scored_is_refused(given: list[str], cause: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([str(ROOT / part) if part.startswith("topologies/") else part for part in given])
+    assert ended.value.code == 2
+    assert cause in capsys.readouterr().err

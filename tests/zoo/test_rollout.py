@@ -10,7 +10,7 @@ from paceline.pipeline.recall import Recall
 from paceline.pipeline.times import step_times
 from paceline.stages.dit.patches import patchify
 from tests.zoo.helpers import small_model
-from zoo.world.rollout import WINDOW, Record, _Player, level_read, record, rollout
+from zoo.world.rollout import WINDOW, Past, Record, _Player, level_read, record, rollout
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -77,7 +77,7 @@ def test_window_recalled_frames_and_clamped_first_frame(count: int) -> None:
     model, truth = small_model(layers=1), record([1], 64)
     chosen = recalled(truth, count)[0] if count else [()] * 64
     last = next(frame for frame in range(20, 64) if len(chosen[frame]) == count)
-    player = _Player(model, truth, "clean", 1, count)
+    player = _Player(model, truth, "clean", 1, Past(recall=count))
     x = patchify(torch.from_numpy(truth.frames)).transpose(0, 1).contiguous()
     for frame in range(last):
         player.finish(frame, x[:, frame])
@@ -101,7 +101,7 @@ def test_each_world_recalls_its_own_frames() -> None:
     noise = noisy(torch.Size((32, 3, 64, 48)))
 
     def play(truth: Record, worlds: list[int], recall: int) -> torch.Tensor:
-        player = _Player(model, truth, "cascade", 2, recall)
+        player = _Player(model, truth, "cascade", 2, Past(recall=recall))
         made = []
         for frame in range(32):
             made.append(player.frame(frame, noise[frame, worlds]))

@@ -1,4 +1,6 @@
-"""Score a world model on held-out worlds: `python -m zoo.world.evaluate --weights FILE --json OUT`.
+"""Score a world model on held-out worlds: `python -m zoo.world.evaluate --weights FILE`, or `--topology FILE` for what
+a topology serves: its weights, steps, context mode, window, sinks, recall and memory. With `--json` the last line of
+stdout is one JSON object.
 
 Every measure compares a rollout with *itself* where the world is free (an unseen tile may be anything) and with the
 truth where it is not (true context, the place of the agent). A tile counts where it lies fully in view and neither a
@@ -20,9 +22,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from paceline.pipeline.load import load_topology
+from paceline.pipeline.topology import WorldTopology
+from paceline.stages.dit.file import DiTFile
 from paceline.stages.dit.network import DiT, load_dit
+from paceline.stages.memory import make_memory
+from paceline.stages.world_file import world_of
 from zoo.world.environment import ATLAS, FULL, PAINT, RING, TILES, Bytes, Ints, glyphs_in_view, occluded_pixels
-from zoo.world.rollout import MODES, ContextMode, Control, Record, record, rollout
+from zoo.world.rollout import MODES, ContextMode, Control, Past, Record, record, rollout
 
 __all__ = ["LAGS", "NextFrame", "Scores", "memory_score", "nearest_glyphs", "next_frame", "quick_score", "score"]
 
@@ -224,7 +231,10 @@ def memory_score(model: DiT, worlds: int = 8, frames: int = 72) -> dict[str, flo
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of the evaluator."""
     parser = argparse.ArgumentParser(prog="python -m zoo.world.evaluate", description="Score a world model.")
-    parser.add_argument("--weights", type=Path, default=Path(__file__).parent / "weights.safetensors")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--weights", type=Path, default=Path(__file__).parent / "weights.safetensors")
+    what.add_argument("--topology", type=Path, default=None, help="score what a topology serves, as it is set there")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the topology")
     parser.add_argument("--worlds", type=int, default=16)
     parser.add_argument("--frames", type=int, default=28, help="frames of a rollout, with the prompt of 4")
     parser.add_argument("--recall", type=int, nargs="+", default=[0], help="older frames that a frame recalls by pose")
@@ -236,11 +246,60 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    model = load_dit(args.weights, args.device)
-    truth = record(list(range(args.seed, args.seed + args.worlds)), args.frames)
+    seeds = list(range(args.seed, args.seed + args.worlds))
+    about = {"worlds": args.worlds, "frames": args.frames, "seed": args.seed, "control": args.control}
+    if args.topology is not None:
+        try:
+            topology, model, past = _served(args.topology, args.set, args.control, args.device)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+        report = _of_topology(topology, model, past, record(seeds, args.frames))
+    else:
+        report = _of_weights(load_dit(args.weights, args.device), record(seeds, args.frames), args)
+    if args.json:
+        print(json.dumps(about | report))
+
+
+def _served(path: Path, sets: Sequence[str], control: Control, device: str) -> tuple[WorldTopology, DiT, Past]:
+    """What a topology serves. Raises `OSError`, and `ValueError` where that is not of the embedded model."""
+    topology = load_topology(path, sets)
+    if not isinstance(topology, WorldTopology):
+        raise ValueError(f"{path} is no topology of a world; only worlds are scored here")
+    world, context = world_of(topology.model.weights), topology.context
+    if not isinstance(world, DiTFile):
+        raise ValueError(f"{world.path} is not of the embedded model, whose worlds are scored here")
+    rule = None if context.memory is None else make_memory(context.memory.kind, context.memory.options)
+    if rule is None and control != "none":
+        raise ValueError(f"{path} has no memory that could be replaced; leave out --control, or set context.memory")
+    past = Past(context.window, context.sinks, context.recall, rule, control)
+    return topology, load_dit(world.path, device), past
+
+
+def _of_topology(topology: WorldTopology, model: DiT, past: Past, truth: Record) -> dict[str, object]:
+    """Score what a topology serves."""
+    mode: ContextMode = topology.context.mode.value
+    scores = score(rollout(model, truth, mode, topology.steps, past=past), truth)
+    shape = model.config.header.memory
+    report: dict[str, object] = {
+        "topology": topology.name,
+        "mode": mode,
+        "steps": topology.steps,
+        "kept": scores.persistence,
+        "painted": scores.painted,
+        "revisit": {lag: share if count else None for lag, (share, count) in scores.revisit.items()},
+        "tiles": {lag: count for lag, (_, count) in scores.revisit.items()},
+        "state_bytes": 0 if past.rule is None or shape is None else past.rule.state_bytes(shape),
+    }
+    for name, value in report.items():
+        print(f"{name:12} {value}", flush=True)
+    return report
+
+
+def _of_weights(model: DiT, truth: Record, args: argparse.Namespace) -> dict[str, object]:
+    """Score a model in several modes, steps and recalls."""
     ahead = {steps: next_frame(model, truth, steps) for steps in args.steps}
     for steps, result in ahead.items():
         print(f"next frame, {steps} steps: {result.psnr:.1f} dB, tiles right {result.tile_accuracy:.4f}", flush=True)
@@ -250,20 +309,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     modes: list[ContextMode] = args.modes
     for mode in modes:
         for steps, recall in product(args.steps, args.recall):
-            scores = score(rollout(model, truth, mode, steps, recall=recall, control=args.control), truth)
+            past = Past(recall=recall, control=args.control)
+            scores = score(rollout(model, truth, mode, steps, past=past), truth)
             row = asdict(scores)
             back = "  ".join(f"{lag}: {share:.3f} ({n})" for lag, (share, n) in scores.revisit.items())
             numbers = [f"{row[n]:11.3f}" for n in names if n != "revisit"]
             print("  ".join([f"{mode:>11}", f"{steps:>11}", f"{recall:>11}", *numbers]), f" {back}", flush=True)
             table.append({"mode": mode, "steps": steps, "recall": recall, **row})
-    if args.json is not None:
-        report = {
-            "worlds": args.worlds,
-            "frames": args.frames,
-            "next_frame": {steps: asdict(result) for steps, result in ahead.items()},
-            "rollouts": table,
-        }
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return {"next_frame": {steps: asdict(result) for steps, result in ahead.items()}, "rollouts": table}
 
 
 if __name__ == "__main__":

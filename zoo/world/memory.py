@@ -6,9 +6,10 @@ through the chain of states. The gate learns to leave out balls and the agent: t
 again.
 
 *Beside the network* (`Histories`). Long walks are written with that memory once and for all, and what each frame reads
-is kept, so that training never runs the chain. At inference the memory of a frame ends behind the window; here it ends
-1, 3 or 9 frames before the frame, as sequences of a few frames would else see places neither in their context nor in
-their memory. Walks begin at random times with an empty memory.
+is kept, so that training never runs the chain. As at inference, the memory of the last frame of a sequence ends where
+the sequence begins: it lags behind by one frame less than the sequence has. What the memory holds is then older than
+what the sequence shows, so where the two differ, as where the agent has painted, the sequence is right. Walks begin at
+random times with an empty memory.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from zoo.world.emphasis import times_shown
 from zoo.world.environment import Bools, Ints, occluded_pixels
 from zoo.world.flowmap import Sequences
 
-__all__ = ["Histories", "MemoryPlan", "rehearse"]
+__all__ = ["LENGTHS", "Histories", "MemoryPlan", "rehearse"]
 
-DELAYS = (1, 3, 9)
-"""Frames by which the memory lags behind, in turn by world."""
+LENGTHS = (4, 10)
+"""Frames of the sequences that the network learns to read from, in turn by world; the memory lags one frame less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +129,12 @@ class Histories:
         return cls(Episodes(*(np.concatenate([getattr(e, name) for e in found]) for name in names)))
 
     def batch(self, recipe: Recipe, seed: int, step: int) -> Sequences:
-        """The batch of a training step."""
+        """The batch of a training step. Raises `ValueError` for sequences of a length that is not in `LENGTHS`."""
         draw = np.random.Generator(np.random.Philox(key=[seed, step]))
-        worlds = draw.integers(0, len(self.episodes.pose), recipe.batch)
+        if recipe.frames not in LENGTHS:
+            raise ValueError(f"no walk was kept for sequences of {recipe.frames} frames; take one of {LENGTHS}")
+        first, every = LENGTHS.index(recipe.frames), len(LENGTHS)
+        worlds = first + every * draw.integers(0, (len(self.episodes.pose) - first + every - 1) // every, recipe.batch)
         starts = draw.integers(0, self.episodes.pose.shape[1] - EPISODE + 1, recipe.batch)
         return noised(draw, recipe, self.episodes.cut(worlds, starts, EPISODE))
 
@@ -139,7 +143,7 @@ def _reads(memory: GroundMemory, episodes: Episodes, births: Ints) -> np.ndarray
     """What every frame reads, `[B, T, N, R]`, where the memory of world b is empty before frame `births[b]`."""
     count, total = episodes.pose.shape[:2]
     state = memory.empty(count)
-    delays = np.arange(count) % len(DELAYS)
+    delays = [LENGTHS[world % len(LENGTHS)] - 1 for world in range(count)]
     states: list[Tensor] = []
     reads = []
     for frame in range(total):
@@ -147,8 +151,8 @@ def _reads(memory: GroundMemory, episodes: Episodes, births: Ints) -> np.ndarray
         keys = memory.keys(pose)
         # The state of each world as it was `delay` frames ago: states[-d] holds frames before frame - d + 1.
         states.append(state)
-        states = states[-max(DELAYS) :]
-        aged = torch.stack([states[-min(DELAYS[delays[b]], len(states))][b] for b in range(count)])
+        states = states[-max(delays) :]
+        aged = torch.stack([states[-min(delays[b], len(states))][b] for b in range(count)])
         reads.append(memory.arrange(delta_read(aged, keys), pose).to(torch.float16).numpy())
         x = patchify(torch.from_numpy(episodes.render(slice(frame, frame + 1))[:, 0]))
         _, v, beta = memory.writes(x, pose)

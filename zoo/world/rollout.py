@@ -9,9 +9,9 @@ keys and values of frame T - d at a level:
     matched     s
 
 Level S are the keys and values of a clean pass (t = r = 0) over the finished frame; prompt frames have them at every
-level. A frame reads the 8 frames before it and frame 0, whose distance is clamped; with recall also a few older frames,
-chosen by pose (`paceline.pipeline.recall`), each world its own. A network with a memory reads it once for each frame; a
-frame is written when it has left the window.
+level. A frame reads the frames of its window, and the first ones of all, whose distance is clamped (`Past`); with
+recall also a few older frames, chosen by pose (`paceline.pipeline.recall`), each world its own. A network with a memory
+reads it once for each frame; a frame is written when it has left the window.
 
 Shape suffixes: W worlds, T frames, N tokens, E token size, H heads, D head size.
 """
@@ -26,20 +26,34 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from paceline.kernels.delta_rule import delta_read, delta_write
 from paceline.pipeline.recall import Recall
 from paceline.pipeline.times import step_times
 from paceline.stages.dit.network import Block, DiT, rotate
 from paceline.stages.dit.patches import decode, ground_noise, patchify
+from paceline.stages.memory import ContextMemory, Writes
+from paceline.stages.memory.delta import DeltaMemory
 from zoo.world.environment import TORUS, Bytes, Ints, Worlds
 
-__all__ = ["MODES", "WINDOW", "ContextMode", "Control", "Record", "level_read", "record", "rollout"]
+__all__ = ["MODES", "WINDOW", "ContextMode", "Control", "Past", "Record", "level_read", "record", "rollout"]
 
 Control = Literal["none", "zero", "swap"]
 """What stands in for the memory: nothing, an empty one, or that of another world."""
 ContextMode = Literal["clean", "cascade", "staggered", "matched"]
 MODES: tuple[ContextMode, ...] = get_args(ContextMode)
-WINDOW = 8  # earlier frames that a frame reads, beside frame 0
+WINDOW = 8  # earlier frames that a frame reads, beside the sinks
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What frames see of the past."""
+
+    window: int = WINDOW
+    sinks: int = 1
+    recall: int = 0
+    """Older frames that a frame recalls by pose, at most"""
+    rule: ContextMemory | None = None
+    """How a network with a memory writes and reads it; None: by the delta rule, by which it was trained"""
+    control: Control = "none"
 
 
 def level_read(mode: ContextMode, step: int, distance: int, steps: int) -> int:
@@ -94,27 +108,30 @@ class _Cached:
 class _Player:
     """Computes frames of all worlds of a record, one forward after the other."""
 
-    def __init__(
-        self, model: DiT, truth: Record, mode: ContextMode, steps: int, recall: int = 0, control: Control = "none"
-    ) -> None:
-        self.model, self.mode, self.steps, self.recall, self.control = model, mode, steps, recall, control
+    def __init__(self, model: DiT, truth: Record, mode: ContextMode, steps: int, past: Past | None = None) -> None:
+        self.model, self.mode, self.steps = model, mode, steps
+        self.past = past = past or Past()
         self.device = model.place.device
         self.action, self.heading, self.pose = (
             torch.from_numpy(x).to(self.device) for x in (truth.action, truth.heading, truth.pose)
         )
         self.cache: dict[int, _Cached] = {}
         worlds = truth.pose.shape[1]
-        self.state = None if model.memory is None else model.memory.empty(worlds)
+        shape = model.config.header.memory
+        self.rule = past.rule or DeltaMemory()
+        self.states = [] if shape is None else [self.rule.empty(shape, self.device) for _ in range(worlds)]
+        self.empty = self.states[0] if self.states else None
         self.unwritten: dict[int, Tensor] = {}
         self.read: Tensor | None = None
+        self.behind = max(past.window, steps)
         self.recalls = [
-            Recall(recall, WINDOW, 1, max(WINDOW, steps), steps + 2, model.config.view)
-            for _ in range(truth.pose.shape[1])
+            Recall(past.recall, past.window, past.sinks, self.behind, steps + 2, model.config.view)
+            for _ in range(worlds)
         ]
 
     def _context(self, frame: int, step: int) -> list[tuple[int, list[tuple[Tensor, Tensor]]]]:
         """(frame, its layers) for every earlier frame that step `step` of `frame` reads."""
-        earlier = sorted({0, *range(max(0, frame - WINDOW), frame)} - {frame})
+        earlier = sorted({*range(min(self.past.sinks, frame)), *range(max(0, frame - self.past.window), frame)})
         read = []
         for other in earlier:
             levels = self.cache[other].levels
@@ -168,7 +185,7 @@ class _Player:
         for recall, pose in zip(self.recalls, self.pose[frame].tolist(), strict=True):
             if recall.seen == frame:
                 recall.observe(frame, (pose[0], pose[1]))
-        chosen = [recall.frames(frame) for recall in self.recalls] if self.recall else []
+        chosen = [recall.frames(frame) for recall in self.recalls] if self.past.recall else []
         most = max(map(len, chosen), default=0)
         found = []
         worlds = range(len(chosen))
@@ -196,27 +213,34 @@ class _Player:
         """Write the frame that has left the window to the memory, and read it for `frame`. Prompt frames read an empty
         one."""
         memory = self.model.memory
-        if memory is None or self.state is None:
+        if memory is None or self.empty is None:
             return
-        old = self.unwritten.pop(frame - max(WINDOW, self.steps) - 1, None)
+        out = frame - self.behind - 1
+        old = self.unwritten.pop(out, None)
         if old is not None:
-            k, v, beta = memory.writes(old, self.pose[frame - max(WINDOW, self.steps) - 1])
-            self.state = delta_write(self.state, k, v, beta)
-        state = self.state if frame >= prompt and self.control != "zero" else torch.zeros_like(self.state)
-        if self.control == "swap":
-            state = state.roll(1, dims=0)
+            written = zip(*memory.writes(old, self.pose[out]), strict=True)
+            self.states = [
+                self.rule.write(state, Writes(*each)) for state, each in zip(self.states, written, strict=True)
+            ]
+        states = self.states
+        if frame < prompt or self.past.control == "zero":
+            states = [self.empty] * len(states)
+        elif self.past.control == "swap":
+            states = [states[-1], *states[:-1]]
         pose = self.pose[frame]
-        self.read = memory.arrange(delta_read(state, memory.keys(pose)), pose)
+        keys = memory.keys(pose)
+        held = [self.rule.attend(state, asked) for state, asked in zip(states, keys, strict=True)]
+        self.read = memory.arrange(torch.stack(held), pose)
 
     def finish(self, frame: int, x: Tensor) -> None:
         """The clean pass over a finished frame; frames that left the window are forgotten."""
         self.forward(frame, self.steps, x, 0.0, 0.0)
-        if self.state is not None:
+        if self.states:
             self.unwritten[frame] = x
-        for old in [f for f in self.cache if 0 < f <= frame - WINDOW]:
-            if not self.recall:
+        for old in [f for f in self.cache if self.past.sinks <= f <= frame - self.past.window]:
+            if not self.past.recall:
                 del self.cache[old]
-            elif self.mode != "matched" and old < frame - max(WINDOW, self.steps):
+            elif self.mode != "matched" and old < frame - self.behind:
                 self.cache[old].levels = {self.steps: self.cache[old].levels[self.steps]}
 
     def frame(self, frame: int, noise: Tensor) -> Tensor:
@@ -232,17 +256,16 @@ class _Player:
 @torch.no_grad()
 def rollout(
     model: DiT, truth: Record, mode: ContextMode, steps: int, prompt: int = 4, seed: int = 0, forced: bool = False,
-    recall: int = 0, control: Control = "none",
+    past: Past | None = None,
 ) -> Bytes:  # fmt: skip
-    """Frames `[T, W, 32, 32, 3]` that the model makes after `prompt` true ones, under the actions of the record. Every
-    frame recalls at most `recall` older ones, and reads the memory that the network has, or what stands in for it.
+    """Frames `[T, W, 32, 32, 3]` that the model makes after `prompt` true ones, under the actions of the record.
 
     With `forced` every frame is predicted from true earlier frames; then only the mode `clean` has a meaning, and
     `ValueError` is raised for another.
     """
     if forced and mode != "clean":
         raise ValueError(f"true earlier frames have no level for the context mode {mode!r}; use 'clean'")
-    player = _Player(model, truth, mode, steps, recall, control)
+    player = _Player(model, truth, mode, steps, past)
     draw = np.random.Generator(np.random.Philox(key=[seed, 0x6E6F697365]))
     fields = torch.from_numpy(draw.standard_normal((truth.frames.shape[1], 2 * TORUS, 2 * TORUS, 3), dtype=np.float32))
     out = []

@@ -32,7 +32,7 @@ from zoo.world import flowmap
 from zoo.world.batches import Recipe, draw_batch
 from zoo.world.evaluate import memory_score, quick_score
 from zoo.world.flowmap import Sequences, loss
-from zoo.world.memory import Histories, MemoryPlan, rehearse
+from zoo.world.memory import LENGTHS, Histories, MemoryPlan, rehearse
 
 __all__ = ["TrainPlan", "Trainer", "main", "publish", "run"]
 
@@ -66,7 +66,7 @@ class TrainPlan:
         """How the batch of a step is drawn."""
         recipe = replace(self.recipe, map_share=self.map_share) if step >= self.map_from else self.recipe
         if self.memory is not None:
-            batch, frames = (16, 4) if step % 3 else (6, 10)
+            batch, frames = (16, LENGTHS[0]) if step % 3 else (6, LENGTHS[1])
             recipe = replace(recipe, batch=batch, frames=frames)
         return recipe
 
