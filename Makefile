@@ -22,8 +22,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 setup: $(STAMP)  ## make the environment .venv
 
-demo: $(STAMP)  ## run the world model and the language models, each over two groups of one process
+demo: $(STAMP)  ## run the world model, with and without a memory, and the language models, each over two groups
 	.venv/bin/paceline run topologies/world-2.yaml --frames 100 --out out/demo
+	.venv/bin/paceline run topologies/world-2-memory.yaml --frames 64 --seed 63 --out out/demo/memory --quiet
+	.venv/bin/paceline run topologies/world-2.yaml --frames 64 --seed 63 --out out/demo/no-memory --quiet
+	.venv/bin/python -m zoo.world.walk --memory out/demo/memory --without out/demo/no-memory --picture out/demo/walk.png
 	.venv/bin/paceline generate topologies/speculate-2.yaml --max-tokens 70 --temperature 0.6 --seed 2 --prompt \
 		"$$(printf 'import os\n\ndef find_files(folder, suffix):\n    """Return the names of all files')"
 
@@ -56,6 +59,7 @@ bench: $(STAMP)  ## run every benchmark; results go to bench/results
 	.venv/bin/python bench/nvme.py
 	.venv/bin/python bench/threads.py
 	.venv/bin/python bench/start_up.py
+	.venv/bin/python bench/memory.py
 
 clean:  ## remove the environment, caches and outputs
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -18,6 +18,7 @@ ranks.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from statistics import median
 
 import numpy as np
 import psutil
-from harness import ROOT, Bench, BenchError, Options, Table, say
+from harness import ROOT, Bench, BenchError, Options, Summary, Table, say
 
 TIERS = {
     f"tiers.{group}.{key}": size
@@ -103,15 +104,16 @@ class Speed:
         return {mark: median(s for other, s in self.times if other == mark) / usual for mark in marks}
 
 
-def watch(world: str, sets: Mapping[str, str], frames: int, step: int) -> list[Rank]:
-    """Run a world and look at its ranks each time that `step` more frames are done. Raises `BenchError`."""
+def watch(world: str, sets: Mapping[str, str], frames: int, step: int) -> tuple[list[Rank], Summary]:
+    """Run a world and look at its ranks each time that `step` more frames are done; gives them, and the JSON of the
+    run. Raises `BenchError`."""
     with tempfile.TemporaryDirectory(prefix="l-") as folder:
         # Some frames more, so that the last mark is seen before the workers end.
         command = [str(Path(sys.executable).parent / "paceline"), "run", str(ROOT / "topologies" / f"{world}.yaml")]
-        command += ["--frames", str(frames + step // 5), "--quiet"]
+        command += ["--frames", str(frames + step // 5), "--quiet", "--json"]
         command += [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
-        with open(Path(folder) / "log", "wb") as log:
-            run = psutil.Popen(command, env={**os.environ, "TMPDIR": folder}, stdout=log, stderr=log)
+        with open(Path(folder) / "out", "wb") as out, open(Path(folder) / "log", "wb") as log:
+            run = psutil.Popen(command, env={**os.environ, "TMPDIR": folder}, stdout=out, stderr=log)
             try:
                 ranks = _looked_at(run, Path(folder), frames, step)
                 code = run.wait(600)
@@ -121,10 +123,11 @@ def watch(world: str, sets: Mapping[str, str], frames: int, step: int) -> list[R
                     run.wait()
         if code != 0:
             raise BenchError(f"{' '.join(command)} ended with {code}: {(Path(folder) / 'log').read_text()[-2000:]}")
+        summary: Summary = json.loads((Path(folder) / "out").read_text().splitlines()[-1])
     for rank in ranks:
         if len(rank.cpu_s) < PIECES * frames // step:
             raise BenchError(f"{world}: {len(rank.cpu_s)} of {PIECES * frames // step} marks were seen")
-    return ranks
+    return ranks, summary
 
 
 def _looked_at(run: psutil.Popen, folder: Path, frames: int, step: int) -> list[Rank]:
@@ -213,7 +216,7 @@ def main() -> None:
         found = {}
         for late, how in LATE.items():
             say(f"{world}, {late}")
-            found[late] = watch(world, {**sets, **how}, frames, step)
+            found[late], _ = watch(world, {**sets, **how}, frames, step)
             for number, rank in enumerate(found[late]):
                 costs = (f"{rank.cpu_ms(mark, step):.1f}" for mark in range(2 * step, frames + 1, step))
                 say(f"  rank {number}, CPU ms a frame: {' '.join(costs)}")
