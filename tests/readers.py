@@ -39,9 +39,8 @@ from paceline.runtime.language.messages import (
     unpack,
 )
 from paceline.runtime.language.parked import ParkedSession, ParkingError, read_parked, write_parked
-from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.result import Decision
-from paceline.runtime.spec import RunSpec
+from paceline.runtime.spec import GenerateSpec, RunSpec
 from paceline.runtime.wire import (
     MAGIC,
     Control,

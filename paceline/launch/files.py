@@ -16,7 +16,7 @@ def check_curve(topology: Topology) -> None:
     if curve is None:
         return
     # Imported here: most topologies need no keys.
-    from paceline.runtime.curve import load_curve
+    from paceline.runtime.auth import load_curve
     from paceline.runtime.errors import RendezvousError
 
     try:

@@ -22,8 +22,8 @@ from paceline.launch.threads import thread_environment
 from paceline.launch.worker_main import STORE_VARIABLE, work
 from paceline.launch.workload import Workload
 from paceline.pipeline.placement import Placement
+from paceline.runtime.auth import make_secret
 from paceline.runtime.result import Result
-from paceline.runtime.secret import make_secret
 
 __all__ = ["run_local"]
 

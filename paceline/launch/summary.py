@@ -25,19 +25,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from paceline.launch.json_output import versioned
 from paceline.launch.machine import describe_machine
 from paceline.pipeline.steady import percentile, steady_period
-from paceline.runtime.report import memory_use, merge_tiers
-from paceline.runtime.result import FrameTime, RankReport, Result, RunResult
-from paceline.runtime.spec import RunSpec
-
-if TYPE_CHECKING:
-    from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.result import FrameTime, RankReport, Result, RunResult, memory_use, merge_tiers
+from paceline.runtime.spec import GenerateSpec, RunSpec
 
 __all__ = ["Summary", "rounded", "summarize", "summary_of"]
 

@@ -15,13 +15,12 @@ from paceline.launch.spec_file import write_spec
 from paceline.launch.summary import Summary
 from paceline.pipeline.topology import Topology
 from paceline.runtime.result import Result
-from paceline.runtime.spec import RunSpec
+from paceline.runtime.spec import GenerateSpec, RunSpec
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from paceline.launch.recording import Recording, RecordOptions
-    from paceline.runtime.language.spec import GenerateSpec
 
 __all__ = [
     "NOBODY", "Audience", "Outputs", "Workload", "WorkloadPlan", "workload_class", "workload_of",

@@ -24,10 +24,10 @@ from paceline.launch.outputs.style import session_letter
 from paceline.launch.outputs.timeline import passes, runs, steady, union_s
 from paceline.launch.outputs.trace import trace_json
 from paceline.launch.outputs.write import write_pictures, write_results
-from paceline.runtime.frame_file import FrameFile
 from paceline.runtime.journal import Journal
 from paceline.runtime.result import FRAMES_FILE, JOURNAL_FILE, Event, FrameTime, RunResult
 from paceline.runtime.spec import RunSpec
+from paceline.runtime.spool import FrameFile
 from tests.launch.synthetic import PROMPT, chain_spec, movie, run
 
 PLOTS = ["trace.json", "gantt.png", "latency.png"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from paceline.launch.errors import ArgumentError
 from paceline.launch.files import check_drafter
 from paceline.runtime.language.models import Models
-from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.spec import GenerateSpec
 from paceline.stages.lm.folder import ModelFolderError
 
 __all__ = ["check_generation", "find_models"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from paceline.launch.errors import ArgumentError
 from paceline.pipeline.topology import StageKind
 from paceline.runtime.language.models import Models
-from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.spec import GenerateSpec
 from paceline.stages.lm.layer_run import even_runs
 
 __all__ = ["check_models"]

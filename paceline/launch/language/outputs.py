@@ -25,8 +25,8 @@ from paceline.launch.outputs.atomic import write_atomic, write_bytes
 from paceline.launch.outputs.write import summary_step, timeline_steps, tried
 from paceline.launch.records import with_events
 from paceline.launch.summary import Summary
-from paceline.runtime.language.result import LanguageResult
-from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.result import LanguageResult
+from paceline.runtime.spec import GenerateSpec
 
 __all__ = ["TextOutputs", "keep_texts"]
 

@@ -7,7 +7,7 @@ from paceline.launch.folders import make_writable
 from paceline.pipeline.topology import StageKind
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.parked import kv_file, parked_folders
-from paceline.runtime.language.spec import GenerateSpec, Resumed
+from paceline.runtime.spec import GenerateSpec, Resumed
 from paceline.stages.lm.folder import weights_identity
 from paceline.stages.lm.layer_run import even_runs
 from paceline.stages.lm.rank_tiers import RankTiers

@@ -13,7 +13,7 @@ from paceline.launch.language.prompts import Prompt, check_text
 from paceline.pipeline.topology import LanguageTopology
 from paceline.runtime.language.models import find_folder
 from paceline.runtime.language.parked import ParkedSession
-from paceline.runtime.language.spec import GenerateSpec, Resumed, SessionOptions
+from paceline.runtime.spec import GenerateSpec, Resumed, SessionOptions
 from paceline.stages.lm.folder import ModelFolderError
 from paceline.stages.lm.generation_config import GenerationDefaults
 from paceline.stages.sampling_params import SAMPLING_DEFAULTS, SamplingParams

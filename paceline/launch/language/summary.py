@@ -25,9 +25,8 @@ import msgspec
 
 from paceline.launch.summary import rounded, summary_of
 from paceline.pipeline.speculation.counters import Counters
-from paceline.runtime.language.result import LanguageResult
-from paceline.runtime.language.spec import GenerateSpec
-from paceline.runtime.result import RankReport
+from paceline.runtime.result import LanguageResult, RankReport
+from paceline.runtime.spec import GenerateSpec
 
 __all__ = ["summarize_language"]
 

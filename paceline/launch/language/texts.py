@@ -23,9 +23,9 @@ from paceline.launch.workload import NOBODY, Audience, Outputs, Workload, Worklo
 from paceline.pipeline.placement import Placement
 from paceline.pipeline.topology import LanguageTopology
 from paceline.runtime.language.models import Models
-from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.roles import Roles
-from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.result import LanguageResult
+from paceline.runtime.spec import GenerateSpec
 from paceline.stages.lm.folder import ModelFolderError
 from paceline.stages.sampling_params import SamplingParams
 

@@ -8,9 +8,9 @@ from paceline.launch.errors import ArgumentError
 from paceline.launch.folders import make_writable
 from paceline.pipeline.sizes import format_size
 from paceline.pipeline.topology import StageKind
+from paceline.runtime.language.messages import first_settings
 from paceline.runtime.language.models import Models
-from paceline.runtime.language.settings import first_settings
-from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.spec import GenerateSpec
 from paceline.stages.lm.layer_run import even_runs
 from paceline.stages.lm.rank_tiers import RankTiers
 from paceline.stages.tier_spec import budget_of, nvme_folder

@@ -27,13 +27,12 @@ from paceline.launch.outputs.style import (
 from paceline.launch.outputs.timeline import Pass, Steady, passes, steady
 from paceline.pipeline.topology import StageKind
 from paceline.runtime.result import Result
-from paceline.runtime.spec import RunSpec
+from paceline.runtime.spec import GenerateSpec, RunSpec
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from paceline.runtime.language.spec import GenerateSpec
 
 __all__ = ["write_gantt"]
 

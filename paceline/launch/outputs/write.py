@@ -30,7 +30,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -40,10 +40,7 @@ from paceline.launch.outputs.aligned import aligned
 from paceline.launch.outputs.atomic import fill, write_atomic, write_bytes
 from paceline.launch.outputs.video import NoEncoderError, frames_per_second, write_gif, write_mp4
 from paceline.runtime.result import FRAMES_FILE, JOURNAL_FILE, TRUTH_FILE, Result, RunResult
-from paceline.runtime.spec import RunSpec
-
-if TYPE_CHECKING:
-    from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.spec import GenerateSpec, RunSpec
 
 __all__ = ["summary_step", "timeline_steps", "tried", "write_pictures", "write_results"]
 
