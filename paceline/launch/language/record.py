@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from paceline.launch.errors import ArgumentError
-from paceline.launch.recording import Recording
+from paceline.launch.workload import Recording
 from paceline.pipeline.tiers import TierSpec
 from paceline.pipeline.topology import LanguageTopology, StageKind
 from paceline.runtime.language.models import Models

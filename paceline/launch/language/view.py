@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TextIO
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from paceline.launch.console import takes_colour
-from paceline.launch.tier_table import tier_table
+from paceline.launch.summary import rounded, summary_of
+from paceline.launch.tables import tier_table
+from paceline.pipeline.speculation.counters import Counters
+from paceline.runtime.result import LanguageResult, RankReport
+from paceline.runtime.spec import GenerateSpec
 
-__all__ = ["StreamView", "print_texts", "show_summary"]
+__all__ = ["StreamView", "print_texts", "show_summary", "summarize_language"]
+
 
 _CODES = {"prompt": "\x1b[2m", "draft": "\x1b[32m", "refill": "\x1b[33m"}
 _RESET = "\x1b[0m"
@@ -91,3 +98,48 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         console.print(tiers)
     if summary["windows"] and console.is_terminal:
         console.print(_LEGEND)
+
+
+_RANK_FIELDS = ("role", "passes", "tokens", "pass_ms", "counters", "tiers", "failures")
+
+
+def summarize_language(spec: GenerateSpec, result: LanguageResult) -> dict[str, Any]:
+    """Plain data that JSON can hold."""
+    counters = Counters()
+    names = {f.name for f in fields(Counters)}
+    for report in result.ranks:
+        counters.add(Counters(**{name: value for name, value in report.counters.items() if name in names}))
+    count = sum(len(text.token_ids) for text in result.sessions)
+    return summary_of(spec, result, _rank) | {
+        "coupling": spec.sampling.effective_coupling.value,
+        "temperature": spec.sampling.temperature,
+        "plain": spec.plain or spec.serial,
+        "tokens_per_second": round(count / result.wall_s, 3) if result.wall_s > 0 else None,
+        "accepted_share": round(counters.accepted_share, 4),
+        "acceptance_by_position": [round(share, 4) for share in counters.acceptance_by_position],
+        "windows": counters.windows,
+        "stale_tokens": {"drafted": counters.stale_drafted, "verified": counters.stale_verified},
+        "hedge": {"hits": counters.hedge_hits, "misses": counters.hedge_misses},
+        "tokens": {
+            "drafted": sum(text.drafted for text in result.sessions),
+            "refilled": sum(text.refilled for text in result.sessions),
+            "plain": sum(len(text.token_ids) - text.drafted - text.refilled for text in result.sessions),
+        },
+        "waits_s": {f"{report.role} {report.rank}": round(report.wait_s, 4) for report in result.ranks},
+        "controller": {
+            "predicted_speedup": _speed(result.predicted_speedup),
+            "measured_speedup": _speed(result.measured_speedup),
+            "settings": result.settings,
+        },
+        "parked": result.parked,
+        "warnings": [*spec.warnings, *result.warnings],
+    }
+
+
+def _rank(report: RankReport) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(report)
+    return rounded({name: fields[name] for name in _RANK_FIELDS})
+
+
+def _speed(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)

@@ -17,9 +17,8 @@ from typing import Any
 
 import msgspec
 
-from paceline.launch.outputs.aligned import WAIT
 from paceline.launch.outputs.style import caption, position_name, session_letter
-from paceline.launch.outputs.timeline import Pass, passes
+from paceline.launch.outputs.timeline import WAIT, Pass, passes
 from paceline.runtime.result import Event, Result
 from paceline.runtime.spec import GenerateSpec, RunSpec
 

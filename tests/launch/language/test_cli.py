@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from paceline.launch.errors import ArgumentError
-from paceline.launch.language.prompts import Prompt, read_prompts
+from paceline.launch.language.request import Prompt, read_prompts
 from paceline.launch.workload import Workload
 from paceline.pipeline.network import CurveSpec
 from paceline.pipeline.tiers import NvmeSpec, TierSpec

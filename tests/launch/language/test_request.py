@@ -10,8 +10,7 @@ import pytest
 
 from paceline.kernels.philox import session_seed
 from paceline.launch.errors import ArgumentError
-from paceline.launch.language.prompts import Prompt
-from paceline.launch.language.request import Asked, make_spec
+from paceline.launch.language.request import Asked, Prompt, make_spec
 from paceline.pipeline.load import load_topology
 from paceline.runtime.language.parked import ParkedSession
 from paceline.runtime.spec import GenerateSpec
