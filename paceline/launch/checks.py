@@ -8,8 +8,8 @@ from pathlib import Path
 from paceline.launch.errors import ArgumentError
 from paceline.pipeline.placement import Placement
 from paceline.pipeline.schema import choice
-from paceline.pipeline.sizes import format_size
 from paceline.pipeline.speculation.settings import NO_DRAFTER
+from paceline.pipeline.strict_model import format_size
 from paceline.pipeline.tiers import TierSpec
 from paceline.pipeline.topology import LanguageTopology, MemorySpec, StageKind, Topology, WorldTopology
 from paceline.pipeline.unit import ModelShape

@@ -1,4 +1,10 @@
-"""Worker processes: forked from the launcher or started, with their threads set, and ended for certain."""
+"""Worker processes: forked from the launcher or started, with their threads set, and ended for certain.
+
+A forked worker need not import torch and Transformers again. Importing both takes two to three seconds of CPU time a
+process, on a machine that may have fewer cores than ranks. A forked process has them already. That is safe only where
+this process has computed nothing on several threads and has touched no GPU: OpenMP's threads and a CUDA context do not
+survive a fork. `prepare_fork` sees to the first, and `can_fork` looks.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""The private folder of one run: spec, sockets, logs, progress, failures and the result."""
+"""The private folder of one run: spec, sockets, logs, progress, failures and the result.
+
+Progress is a board of rows in shared memory, so that reporting costs a store and no system call. A row is two
+little-endian 64-bit numbers: what the worker counted (frames that are done), and how often it reported. A worker that
+waits for others still reports; one that hangs doesn't.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from paceline.launch.summary import Summary
-from paceline.pipeline.sizes import format_size
+from paceline.pipeline.strict_model import format_size
 
 __all__ = ["print_summary", "tier_table"]
 

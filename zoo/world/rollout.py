@@ -28,9 +28,9 @@ from torch import Tensor
 
 from paceline.kernels.delta_rule import delta_read, delta_write
 from paceline.pipeline.recall import Recall
-from paceline.pipeline.times import step_times
 from paceline.stages.dit.network import Block, DiT, rotate
 from paceline.stages.dit.patches import decode, ground_noise, patchify
+from paceline.stages.world_file import step_times
 from zoo.world.environment import TORUS, Bytes, Ints, Worlds
 
 __all__ = ["MODES", "WINDOW", "ContextMode", "Control", "Record", "level_read", "record", "rollout"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from paceline.launch.errors import ArgumentError
 from paceline.launch.files import make_writable
-from paceline.pipeline.sizes import format_size
+from paceline.pipeline.strict_model import format_size
 from paceline.pipeline.topology import StageKind
 from paceline.runtime.language.messages import first_settings
 from paceline.runtime.language.models import Models

@@ -1,4 +1,8 @@
-"""From what a user asked for to the spec of a generation: which option holds for which session."""
+"""From what a user asked for to the spec of a generation: which option holds for which session.
+
+A file of prompts holds one a line. A line that begins with `{` is a JSON object with a `prompt` and options for its
+session, a line that begins with `"` a JSON string, any other line is text as it stands. Empty lines are left out.
+"""
 
 from __future__ import annotations
 

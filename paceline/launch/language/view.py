@@ -1,4 +1,22 @@
-"""How a generation looks while it runs, and what is said at its end."""
+"""How a generation looks while it runs, and what it is summed up as at its end.
+
+The JSON object of `paceline generate --json` holds:
+
+- `tokens_per_second`: new tokens of all sessions over the time from the first prompt's pass to the last token.
+- `accepted_share`, `acceptance_by_position`: accepted over judged drafted tokens, over all and by index in the window.
+- `windows`: drafted windows that were judged.
+- `stale_tokens`: drafted tokens that were thrown away unjudged, and those of them that the target had forwarded.
+- `hedge`: rejections that found their refill ready, and those that did not.
+- `tokens`: new tokens by where they came from.
+- `controller`: the settings at the end, and the speed over plain decoding that was predicted for them and that was
+  measured, both against plain passes of the same run; null where nothing was drafted.
+- `tiers`: by group with memory tiers, all its ranks together: `hits` by tier, which sum to `lookups` (blocks that
+  attention read, once for each time), `moved_bytes` between tiers, `omitted_mass` (share of the attention mass that a
+  call left out, measured: `max` and `mean`), `errors` of the nvme tier by kind, `stalls` by cause, `blocks` and `bytes`
+  by tier at the end, `recomputed_positions`. Empty where no group has tiers.
+- `parked`: sessions that were parked (`--park`).
+- `waits_s`: seconds in which a rank had nothing to do, by its role and rank.
+"""
 
 from __future__ import annotations
 

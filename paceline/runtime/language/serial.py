@@ -10,8 +10,7 @@ import torch
 
 from paceline.kernels.gumbel import DrawKey, GumbelRows, uniforms
 from paceline.kernels.philox import Purpose
-from paceline.pipeline.speculation.ending import ending
-from paceline.pipeline.speculation.window import Coupling, FinishReason
+from paceline.pipeline.speculation.window import Coupling, FinishReason, ending
 from paceline.pipeline.topology import Topology
 from paceline.runtime.lanes import own_device
 from paceline.runtime.language.active_session import TextLog
