@@ -31,7 +31,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from paceline.launch.machine import describe_machine
+from paceline.launch.summary import describe_machine
 
 __all__ = [
     "ROOT",

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 from harness import ROOT
 
-from paceline.launch.machine import describe_machine
+from paceline.launch.summary import describe_machine
 
 RESULTS = ROOT / "bench" / "results" / "outputs.json"
 TOPOLOGIES = ROOT / "topologies"

@@ -20,7 +20,7 @@ from harness import ROOT, Bench, Summary, Table, options, run_json, say
 from paceline.pipeline.load import load_topology
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.serial import generate_serial
-from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.spec import GenerateSpec
 from paceline.stages.sampling_params import SamplingParams
 from paceline.tiers.policies import policy
 from paceline.tiers.tier import Tier

@@ -15,13 +15,13 @@ import msgspec
 import numpy as np
 import torch
 
+from paceline.launch.checks import read_model_file
 from paceline.launch.errors import ArgumentError, SpecError
 from paceline.launch.failure import Failure
 from paceline.launch.frames import read_costs
-from paceline.launch.journal import check_replay, read_journal
+from paceline.launch.records import check_replay, read_journal
 from paceline.launch.run_dir import RunDirPaths
 from paceline.launch.spec_file import read_spec, write_spec
-from paceline.launch.weights import read_model_file
 from paceline.pipeline.load import load_topology
 from paceline.pipeline.speculation.window import FinishReason, SpeculationError, Verdict, Window
 from paceline.runtime.errors import WireError
@@ -39,9 +39,8 @@ from paceline.runtime.language.messages import (
     unpack,
 )
 from paceline.runtime.language.parked import ParkedSession, ParkingError, read_parked, write_parked
-from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.result import Decision
-from paceline.runtime.spec import RunSpec
+from paceline.runtime.spec import GenerateSpec, RunSpec
 from paceline.runtime.wire import (
     MAGIC,
     Control,

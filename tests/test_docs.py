@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from paceline.pipeline.load import check_topology
 from paceline.pipeline.schema import pattern, slot_at
-from paceline.pipeline.sizes import parse_size
+from paceline.pipeline.strict_model import parse_size
 from tests.file_list import listing
 
 ROOT = Path(__file__).parents[1]

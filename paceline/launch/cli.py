@@ -9,11 +9,10 @@ import typer
 from paceline.launch.commands.generate import generate
 from paceline.launch.commands.plan import plan
 from paceline.launch.commands.run import run
-from paceline.launch.commands.trace import replay
-from paceline.launch.commands.trace_record import record
+from paceline.launch.commands.trace import record, replay
 from paceline.launch.commands.validate import validate
 from paceline.launch.console import prepare_standard_streams
-from paceline.launch.fork import leave, prepare_fork
+from paceline.launch.process import leave, prepare_fork
 
 __all__ = ["app", "main"]
 

@@ -1,12 +1,24 @@
-"""Why a command ends without success, and the exit code that says so."""
+"""Why a command ends without success, the exit code that says so, and signals that ask a run to end."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
 
-__all__ = ["ArgumentError", "Interrupted", "LaunchError", "OutputsError", "RunFailedError", "SpecError"]
+__all__ = [
+    "ArgumentError",
+    "Interrupted",
+    "Interrupts",
+    "LaunchError",
+    "OutputsError",
+    "RunFailedError",
+    "SpecError",
+    "raise_on_sigterm",
+]
 
 
 class LaunchError(Exception):
@@ -47,3 +59,44 @@ class Interrupted(LaunchError):
     def __init__(self, signum: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(signum).name}; all workers were stopped")
         self.exit_code = 128 + signum
+
+
+class Interrupts:
+    """While active, SIGINT and SIGTERM are counted and raise nothing, so that workers are always ended in order."""
+
+    def __init__(self) -> None:
+        self.first: int | None = None
+        self.count = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self._before[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def check(self) -> None:
+        """Raise `Interrupted` where a signal came."""
+        if self.first is not None:
+            raise Interrupted(self.first)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.first = self.first or signum
+        self.count += 1
+
+
+@contextmanager
+def raise_on_sigterm() -> Iterator[None]:
+    """While active, SIGTERM raises `Interrupted`, as SIGINT raises `KeyboardInterrupt`: what is half done is undone."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise Interrupted(signum)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from paceline.launch.outputs.atomic import write_bytes
+from paceline.launch.files import write_bytes
 from paceline.launch.run_dir import RunDirPaths
 from paceline.runtime.errors import PeerLost, RendezvousError, TransportError
 

@@ -1,65 +1,71 @@
-"""Whether keys, policies and drafters that a topology names exist."""
+"""What a run writes: folders, checked before it starts, and files that appear whole or not at all."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
 from paceline.launch.errors import ArgumentError
-from paceline.pipeline.schema import choice
-from paceline.pipeline.speculation.settings import NO_DRAFTER
-from paceline.pipeline.topology import LanguageTopology, StageKind, Topology
 
-__all__ = ["check_curve", "check_drafter", "check_policies"]
+__all__ = ["check_writable_file", "fill", "make_writable", "write_atomic", "write_bytes"]
 
 
-def check_curve(topology: Topology) -> None:
-    """Raise `ArgumentError` where the CURVE files that a topology names are missing, unfit or open to others."""
-    curve = topology.network.curve
-    if curve is None:
-        return
-    # Imported here: most topologies need no keys.
-    from paceline.runtime.curve import load_curve
-    from paceline.runtime.errors import RendezvousError
+def make_writable(name: str, folder: Path, need_bytes: int = 0) -> None:
+    """Make a folder where it is missing, and see that files can be written there; `name` is what asks for it, with the
+    path.
 
+    Raises `ArgumentError` where it can't be made or written, or where the disk has less than `need_bytes` left.
+    """
     try:
-        load_curve(curve)
-    except RendezvousError as error:
-        raise ArgumentError(str(error)) from error
+        folder.mkdir(parents=True, exist_ok=True)
+        # Permissions don't tell: of a file system that is read-only or full, and for root of any.
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\0")
+            probe.flush()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise ArgumentError(f"{name}: {error.strerror or error}; name a folder that can be written") from error
+    if free < need_bytes:
+        raise ArgumentError(
+            f"{name}: the frames take {need_bytes >> 20} MiB and the disk has {free >> 20} MiB left; make room, or ask "
+            "for fewer frames"
+        )
 
 
-def check_policies(topology: Topology) -> None:
-    """Raise `ArgumentError` where memory tiers name a policy that there is not, or options that it does not take."""
-    if not topology.tiers:
-        return
-    # Imported here: it needs NumPy, and perhaps the packages of others.
-    from paceline.tiers.policies import ORACLE, POLICIES, make_policy
+def check_writable_file(name: str, file: Path) -> None:
+    """See that a file can be written, in a folder that exists; one of that name stays as it is.
 
-    for group, spec in topology.tiers.items():
-        if spec.policy == ORACLE or spec.policy not in POLICIES:
-            online = [name for name in POLICIES if name != ORACLE]
-            raise ArgumentError(f"tiers.{group}.policy: is {spec.policy!r}; write {choice(online)}")
-        try:
-            make_policy(spec.policy, spec.options, {"columns": 1})
-        except ValueError as error:
-            raise ArgumentError(f"tiers.{group}.options: {error}; write options that the policy takes") from error
+    Raises `ArgumentError`.
+    """
+    if file.is_dir():
+        raise ArgumentError(f"{name}: is a folder; name a file")
+    if not file.parent.is_dir():
+        raise ArgumentError(f"{name}: there is no folder {file.parent}; make it first, or name another")
+    make_writable(name, file.parent)
 
 
-def check_drafter(topology: LanguageTopology) -> None:
-    """Raise `ArgumentError` where there is no drafter of the topology's name, it does not take the options, or it can't
-    do what the topology asks of it."""
-    # Imported here: the drafter may be from another package.
-    from paceline.stages.lm.drafter import DRAFTERS, make_drafter
+def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary file beside `path`, then rename it. Returns `path`.
 
-    spec = topology.speculation
-    if spec.drafter != NO_DRAFTER and spec.drafter not in DRAFTERS:
-        known = [*DRAFTERS, NO_DRAFTER]
-        raise ArgumentError(f"speculation.drafter: is {spec.drafter!r}; write {choice(known)}")
+    An older file of that name is replaced; where `write` raises, it stays as it was and the temporary file goes.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        drafter = make_drafter(spec)
-    except ValueError as error:
-        raise ArgumentError(f"speculation.options: {error}; write options that the drafter takes") from error
-    if drafter is not None and not drafter.can_hedge and isinstance(spec.hedge, int) and spec.hedge > 0:
-        wrong = f"the drafter {spec.drafter} knows no second choice to hedge with"
-        raise ArgumentError(f"speculation.hedge: {wrong}; write hedge: 0 or auto")
-    group = topology.stages[topology.stage_of(StageKind.draft)].group
-    if group in topology.tiers and (drafter is None or not drafter.has_model):
-        wrong = f"a drafter of kind {spec.drafter} holds no KV"
-        raise ArgumentError(f"tiers.{group}: {wrong}; remove them or write speculation.drafter: model")
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """Write `data` to `path`, whole or not at all."""
+    return write_atomic(path, lambda temporary: fill(temporary, data))
+
+
+def fill(path: Path, data: bytes) -> None:
+    """Write `data` to a file as it is."""
+    path.write_bytes(data)

@@ -5,31 +5,34 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import msgspec
 
+from paceline.launch.checks import (
+    ModelFile,
+    check_curve,
+    check_policies,
+    check_weights,
+    check_world_tiers,
+    read_model_file,
+)
 from paceline.launch.console import make_console, say
 from paceline.launch.errors import ArgumentError, LaunchError, OutputsError
-from paceline.launch.files import check_curve, check_policies
-from paceline.launch.folders import make_writable
-from paceline.launch.journal import read_journal
-from paceline.launch.json_output import check_version
-from paceline.launch.recording import Recording, RecordOptions
+from paceline.launch.files import make_writable
 from paceline.launch.run_dir import RunDirPaths
-from paceline.launch.summary import Summary, summarize
-from paceline.launch.weights import ModelFile
-from paceline.launch.workload import NOBODY, Audience, Outputs, Workload, WorkloadPlan
+from paceline.launch.summary import Summary, check_version, summarize
+from paceline.launch.workload import NOBODY, Audience, Outputs, Recording, RecordOptions, Workload, WorkloadPlan
 from paceline.pipeline.costs import Costs, costs_from
 from paceline.pipeline.liveness import check_liveness
 from paceline.pipeline.placement import Placement
-from paceline.pipeline.topology import FrameTopology, StageKind
+from paceline.pipeline.topology import FrameTopology, StageKind, WorldTopology
 from paceline.pipeline.unit import ModelShape
 from paceline.runtime.errors import PacelineError
 from paceline.runtime.result import Decision, RunResult
 from paceline.runtime.spec import RunSpec
 
-__all__ = ["FrameWorkload", "read_costs"]
+__all__ = ["FrameWorkload", "WorldWorkload", "read_costs"]
 
 
 class FrameWorkload(Workload[RunResult]):
@@ -77,7 +80,12 @@ class FrameWorkload(Workload[RunResult]):
 
     def decisions(self) -> list[Decision] | None:
         """The decisions of the journal that is replayed, if one is. Raises `ArgumentError` where it can't be read."""
-        return None if self.spec.replay is None else read_journal(self.spec.replay)
+        if self.spec.replay is None:
+            return None
+        # Imported here, as below: records and pictures need NumPy and more, and a topology that is wrong needs neither.
+        from paceline.launch.records import read_journal
+
+        return read_journal(self.spec.replay)
 
     def check_decisions(self, decisions: Sequence[Decision]) -> None:
         """Check that decisions can be taken again here. Raises `ArgumentError`."""
@@ -139,7 +147,6 @@ class FrameWorkload(Workload[RunResult]):
     # -- when it is over -----------------------------------------------------------------------------------------------
 
     def with_records(self, result: RunResult, run_dir: RunDirPaths) -> RunResult:
-        # Imported here: records and pictures need NumPy and more, and a topology that is wrong needs neither.
         from paceline.launch.records import with_records
 
         return with_records(self.spec, result, run_dir.path)
@@ -148,7 +155,7 @@ class FrameWorkload(Workload[RunResult]):
         return summarize(self.spec, result)
 
     def outputs(self, out: Path, result: RunResult, run_dir: RunDirPaths) -> Outputs:
-        from paceline.launch.outputs.frames import FrameOutputs
+        from paceline.launch.outputs.write import FrameOutputs
 
         return FrameOutputs(out, self.spec, result)
 
@@ -191,3 +198,40 @@ def read_costs(topology: FrameTopology, measured: Path | None) -> Costs:
         raise ArgumentError(f"--measured {measured}: can't be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ArgumentError(f"--measured {measured}: {error}") from error
+
+
+class WorldWorkload(FrameWorkload):
+    """See `Workload`."""
+
+    @property
+    def topology(self) -> WorldTopology:
+        return cast(WorldTopology, self.spec.topology)
+
+    def model_file(self) -> ModelFile:
+        return read_model_file(self.topology)
+
+    def check_files(self) -> None:
+        super().check_files()
+        self.model_file()
+        check_world_tiers(self.topology, self.spec.frames, self.spec.sessions)
+
+    def check_model(self) -> None:
+        check_weights(self.topology)
+        if not self.serial:
+            check_world_tiers(self.topology, self.spec.frames, self.spec.sessions)
+
+    def check_decisions(self, decisions: Sequence[Decision]) -> None:
+        if self.spec.replay is not None:
+            from paceline.launch.records import check_replay
+
+            check_replay(self.spec.replay, decisions, self.spec.topology)
+
+    def record(self, file: Path, out: Path, options: RecordOptions) -> Recording:
+        if options.prompt or options.prompts is not None:
+            raise ArgumentError(f"{file} makes frames; it takes --frames and --sessions, and no prompt")
+        # Imported here: it brings torch.
+        from paceline.launch.record_world import record_world
+
+        self.model_file()
+        check_weights(self.topology)
+        return record_world(self.topology, out, options.frames, options.sessions, options.seed)

@@ -10,20 +10,16 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from paceline.launch.errors import LaunchError, RunFailedError
-from paceline.launch.fork import can_fork
-from paceline.launch.interrupts import Interrupts, raise_on_sigterm
-from paceline.launch.process import WorkerCommand
-from paceline.launch.progress import ProgressRow
-from paceline.launch.run_dir import RunDir
+from paceline.launch.errors import Interrupts, LaunchError, RunFailedError, raise_on_sigterm
+from paceline.launch.process import WorkerCommand, can_fork, thread_environment
+from paceline.launch.run_dir import ProgressRow, RunDir
 from paceline.launch.summary import Summary
 from paceline.launch.supervise import HANG_TIMEOUT_S, Supervisor
-from paceline.launch.threads import thread_environment
 from paceline.launch.worker_main import STORE_VARIABLE, work
 from paceline.launch.workload import Workload
 from paceline.pipeline.placement import Placement
+from paceline.runtime.auth import make_secret
 from paceline.runtime.result import Result
-from paceline.runtime.secret import make_secret
 
 __all__ = ["run_local"]
 

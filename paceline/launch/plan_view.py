@@ -12,11 +12,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from paceline.pipeline.costs import LinkLoad
 from paceline.pipeline.liveness import proof_of
-from paceline.pipeline.loads import LinkLoad
 from paceline.pipeline.placement import Placement
 from paceline.pipeline.plan import Cell, Plan, RankPlan
-from paceline.pipeline.sizes import format_size
+from paceline.pipeline.strict_model import format_size
 from paceline.pipeline.topology import Schedule, StageKind, Topology
 
 __all__ = ["plan_json", "show_plan"]

@@ -1,19 +1,184 @@
-"""One worker process: how it is started, and how it is ended for certain."""
+"""Worker processes: forked from the launcher or started, with their threads set, and ended for certain.
+
+A forked worker need not import torch and Transformers again. Importing both takes two to three seconds of CPU time a
+process, on a machine that may have fewer cores than ranks. A forked process has them already. That is safe only where
+this process has computed nothing on several threads and has touched no GPU: OpenMP's threads and a CUDA context do not
+survive a fork. `prepare_fork` sees to the first, and `can_fork` looks.
+"""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
+import io
 import os
 import signal
 import subprocess
+import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
-from paceline.launch.fork import Forked, can_fork
+__all__ = [
+    "PARENT_VARIABLE",
+    "Forked",
+    "Worker",
+    "WorkerCommand",
+    "can_fork",
+    "leave",
+    "prepare_fork",
+    "stop",
+    "thread_environment",
+]
 
-__all__ = ["PARENT_VARIABLE", "Worker", "WorkerCommand", "stop"]
+
+_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_WAITING = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
+"""By the OpenMP runtime, GNU's (torch's wheels) and LLVM's or Intel's. A thread that spins at the end of a parallel
+region takes the core from the one that it waits for, as soon as anything else runs on the machine."""
+
+
+def thread_environment(threads: int, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Environment of a process whose math libraries use so many threads, which sleep while they wait. What
+    `environment` says of waiting stays."""
+    waiting = {name: environment.get(name, value) for name, value in _WAITING.items()}
+    return {**dict.fromkeys(_COUNTS, str(threads)), **waiting}
+
+
+# Of new objects. Imports make hundreds of thousands that stay; the usual 700 has the collector walk them over and over,
+# a tenth of the time that the imports take.
+_FEW_COLLECTIONS = 100_000
+# As Python has it for standard error: a name of a file may be no text.
+_ESCAPED = "backslashreplace"
+_usual_thresholds = gc.get_threshold()
+_prepared = False
+
+
+def prepare_fork() -> None:
+    """Let this process fork workers later. It computes on one thread from now on. Does nothing where torch was loaded
+    before, since it may have started threads."""
+    global _prepared
+    if sys.platform != "linux" or "torch" in sys.modules:
+        return
+    os.environ.update(thread_environment(1))
+    # Where whoever started this process ignores it, the kernel keeps no exit code of a child.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    gc.set_threshold(_FEW_COLLECTIONS)
+    _prepared = True
+
+
+def leave(end: SystemExit) -> NoReturn:
+    """End this process with the code of `end`. Where torch was loaded for the workers, it ends without taking that
+    apart, which takes up to a second; handlers of `atexit` are run."""
+    if "torch" not in sys.modules:
+        raise end
+    code = 0 if end.code is None else end.code
+    if not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        # A stream that takes no more was reported where it was written to.
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def can_fork() -> bool:
+    """Whether a worker can be forked from this process now."""
+    if not _prepared or threading.active_count() > 1:
+        return False
+    torch = sys.modules.get("torch")
+    return torch is None or (torch.get_num_threads() == 1 and not torch.cuda.is_initialized())
+
+
+class Forked:
+    """A process that was forked from this one: calls `main` in a session of its own, with an environment, its output in
+    the file `log`, and no file of this process's but those in `inherit`. It has the methods of `subprocess.Popen` that
+    are needed of it."""
+
+    def __init__(self, main: Callable[[], None], env: Mapping[str, str], log: int, inherit: Iterable[int] = ()) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._status: int | None = None
+        self.pid = os.fork()
+        if not self.pid:
+            _become(main, env, log, inherit)
+
+    def poll(self) -> int | None:
+        """Exit code, negative for a signal; None while it runs."""
+        return self._reap(os.WNOHANG)
+
+    def wait(self) -> int:
+        """Exit code, once it has ended."""
+        code = self._reap(0)
+        assert code is not None
+        return code
+
+    def _reap(self, options: int) -> int | None:
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, options)
+            if pid:
+                self._status = os.waitstatus_to_exitcode(status)
+        return self._status
+
+
+def _become(main: Callable[[], None], env: Mapping[str, str], log: int, inherit: Iterable[int]) -> NoReturn:
+    code = 1
+    try:
+        code = _call(main, env, log, inherit)
+    finally:
+        # Neither the handlers nor the open blocks of the process that this one was forked from are run here, whatever
+        # was raised: nothing else may stand in this block.
+        os._exit(code)
+
+
+def _call(main: Callable[[], None], env: Mapping[str, str], log: int, inherit: Iterable[int]) -> int:
+    """The exit code. What can't be written to the log, as its disk is full, is lost."""
+    try:
+        # What the other process made is not collected here: that would close files by their numbers.
+        gc.freeze()
+        gc.set_threshold(*_usual_thresholds)
+        os.setsid()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_DFL if signum == signal.SIGTERM else signal.default_int_handler)
+        with open(os.devnull, "rb") as nothing:
+            os.dup2(nothing.fileno(), 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        _close_all_but({0, 1, 2, *inherit})
+        sys.stdin = io.TextIOWrapper(os.fdopen(0, "rb", closefd=False))
+        sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), line_buffering=True)
+        sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", 0, closefd=False), errors=_ESCAPED, write_through=True)
+        os.environ.clear()
+        os.environ.update(env)
+        main()
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        code = 1
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    return code
+
+
+def _close_all_but(kept: set[int]) -> None:
+    # Listed first: the listing has a file of its own, which is closed by then.
+    for number in [int(name) for name in os.listdir("/proc/self/fd")]:
+        if number not in kept:
+            try:
+                os.close(number)
+            except OSError:
+                continue
+
 
 PARENT_VARIABLE = "PACELINE_PARENT"
 """Process id of the supervisor, so that a worker that starts after its end notices."""

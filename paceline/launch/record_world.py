@@ -6,7 +6,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from paceline.launch.recording import Recording
+from paceline.launch.workload import Recording
 from paceline.pipeline.context import Context
 from paceline.pipeline.tiers import TierSpec
 from paceline.pipeline.topology import StageKind, WorldTopology

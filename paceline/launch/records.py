@@ -10,7 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
-from paceline.runtime.journal import read_decisions
+from paceline.launch.errors import ArgumentError
+from paceline.pipeline.context import Context
+from paceline.pipeline.topology import FrameTopology, LatePolicy
+from paceline.runtime.journal import JournalError, read_decisions
 from paceline.runtime.result import (
     EVENTS_FILE,
     EVENTS_KEPT,
@@ -29,7 +32,8 @@ from paceline.runtime.result import (
 from paceline.runtime.spec import RunSpec
 from paceline.runtime.spool import read_spool
 
-__all__ = ["frames_of", "interrupted_result", "truth_of", "with_events", "with_records"]
+__all__ = ["check_replay", "frames_of", "interrupted_result", "read_journal", "truth_of", "with_events", "with_records"]
+
 
 Frames = npt.NDArray[np.uint8]
 
@@ -114,3 +118,35 @@ def _decisions(spec: RunSpec, run_dir: Path) -> list[Decision]:
     """By session, and in the order they were taken."""
     path = (spec.out or run_dir) / JOURNAL_FILE
     return sorted(read_decisions(path), key=lambda decision: decision.session) if path.exists() else []
+
+
+def read_journal(path: Path) -> list[Decision]:
+    """The decisions of a `journal.jsonl` that `--out` wrote. Raises `ArgumentError` naming the bad line."""
+    try:
+        return read_decisions(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ArgumentError(f"{path}: can't be read: {reason}; give the journal.jsonl of an earlier --out") from error
+    except JournalError as error:
+        raise ArgumentError(f"{error}; give the journal.jsonl of an earlier --out, unchanged") from error
+
+
+def check_replay(path: Path, decisions: Sequence[Decision], topology: FrameTopology) -> None:
+    """Raise `ArgumentError` where a decision of a journal can't be taken in this topology: a step that the model does
+    not have, or that lies too far behind the one at which the frame before began."""
+    spec, steps = topology.context, topology.steps
+    firsts: dict[int, dict[int, int]] = {}
+    for decision in decisions:
+        if decision.what == LatePolicy.fewer_steps:
+            firsts.setdefault(decision.session, {})[decision.frame] = decision.value
+    for session, first in firsts.items():
+        context = Context.of(spec, steps, spec.prompt, spec.prompt)
+        for frame in sorted(first.keys() | {frame + 1 for frame in first}):
+            value = first.get(frame, 0)
+            try:
+                context.begin(spec.prompt + frame, value)
+            except ValueError as error:
+                raise ArgumentError(
+                    f"{path}: session {session} can't begin frame {frame} at step {value} of {steps} here; give the "
+                    "journal.jsonl of a run with the same model.steps and context"
+                ) from error

@@ -12,10 +12,10 @@ import msgspec
 
 from paceline.launch.errors import SpecError
 from paceline.pipeline.topology import FrameTopology, LanguageTopology, Topology, topology_model
-from paceline.runtime.spec import RunSpec
+from paceline.runtime.language.parked import ParkedSession
+from paceline.runtime.spec import GenerateSpec, Resumed, RunSpec, SessionOptions
 
 if TYPE_CHECKING:
-    from paceline.runtime.language.spec import GenerateSpec
     from paceline.stages.sampling_params import SamplingParams
 
 __all__ = ["read_spec", "write_spec"]
@@ -85,10 +85,6 @@ def _generate_fields(spec: GenerateSpec) -> dict[str, Any]:
 
 
 def _generate_spec(topology: LanguageTopology, fields: Mapping[str, Any]) -> GenerateSpec:
-    # Imported here: frames need none of it.
-    from paceline.runtime.language.parked import ParkedSession
-    from paceline.runtime.language.spec import GenerateSpec, Resumed, SessionOptions
-
     return GenerateSpec(
         topology=topology,
         prompts=tuple(msgspec.convert(fields["prompts"], list[str])),

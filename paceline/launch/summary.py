@@ -23,23 +23,23 @@ Definitions (times in milliseconds):
 from __future__ import annotations
 
 import math
+import os
+import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from paceline.launch.json_output import versioned
-from paceline.launch.machine import describe_machine
 from paceline.pipeline.steady import percentile, steady_period
-from paceline.runtime.report import memory_use, merge_tiers
-from paceline.runtime.result import FrameTime, RankReport, Result, RunResult
-from paceline.runtime.spec import RunSpec
+from paceline.runtime.result import FrameTime, RankReport, Result, RunResult, memory_use, merge_tiers
+from paceline.runtime.spec import GenerateSpec, RunSpec
+from paceline.versions import JSON_OUTPUT
 
-if TYPE_CHECKING:
-    from paceline.runtime.language.spec import GenerateSpec
+__all__ = ["Machine", "Summary", "check_version", "describe_machine", "rounded", "summarize", "summary_of", "versioned"]
 
-__all__ = ["Summary", "rounded", "summarize", "summary_of"]
 
 Summary = dict[str, Any]
 """Plain data that JSON can hold; no NaN, null where there is nothing to say."""
@@ -166,3 +166,59 @@ def rounded(record: Mapping[str, Any]) -> Summary:
 def _rounded(value: float | None) -> float | None:
     """To four decimals, and null for what is no number."""
     return None if value is None or not math.isfinite(value) else round(value, 4)
+
+
+Machine = dict[str, str | int | float]
+
+
+def describe_machine() -> Machine:
+    """Processor, cores that this process may use, memory in bytes, and versions. Imports no torch."""
+    return {
+        "cpu": _cpu(),
+        "cores": _cores(),
+        "ram_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": _version("torch"),
+        "paceline": _version("paceline"),
+    }
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def versioned(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The object with its version, as the first field."""
+    return {"version": JSON_OUTPUT, **fields}
+
+
+def check_version(found: Mapping[str, Any]) -> None:
+    """Check an object that a command wrote; one without a version is of a Paceline before versions, which wrote what
+    version 1 says. Raises `ValueError` for any other."""
+    version = found.get("version", JSON_OUTPUT)
+    if version != JSON_OUTPUT:
+        raise ValueError(
+            f"it is of version {version!r}, and this Paceline reads {JSON_OUTPUT}; use the one that wrote it"
+        )

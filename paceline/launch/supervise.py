@@ -5,12 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from paceline.launch.errors import RunFailedError
+from paceline.launch.errors import Interrupts, RunFailedError
 from paceline.launch.failure import End, Failure, cause_of
-from paceline.launch.interrupts import Interrupts
 from paceline.launch.process import Worker, WorkerCommand, stop
-from paceline.launch.progress import ProgressBoard, ProgressRow
-from paceline.launch.run_dir import RunDir
+from paceline.launch.run_dir import ProgressBoard, ProgressRow, RunDir
 from paceline.launch.worker_main import STACKS_SIGNAL
 
 __all__ = ["HANG_TIMEOUT_S", "Supervisor"]

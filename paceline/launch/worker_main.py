@@ -17,10 +17,9 @@ from typing import Any
 import msgspec
 
 from paceline.launch.failure import Failure
-from paceline.launch.outputs.atomic import write_bytes
+from paceline.launch.files import write_bytes
 from paceline.launch.process import PARENT_VARIABLE
-from paceline.launch.progress import ProgressWriter
-from paceline.launch.run_dir import RunDirPaths
+from paceline.launch.run_dir import ProgressWriter, RunDirPaths
 from paceline.launch.spec_file import read_spec
 from paceline.launch.workload import Workload, workload_of
 

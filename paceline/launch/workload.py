@@ -15,18 +15,48 @@ from paceline.launch.spec_file import write_spec
 from paceline.launch.summary import Summary
 from paceline.pipeline.topology import Topology
 from paceline.runtime.result import Result
-from paceline.runtime.spec import RunSpec
+from paceline.runtime.spec import GenerateSpec, RunSpec
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from paceline.launch.recording import Recording, RecordOptions
-    from paceline.runtime.language.spec import GenerateSpec
-
 __all__ = [
-    "NOBODY", "Audience", "Outputs", "Workload", "WorkloadPlan", "workload_class", "workload_of",
+    "NOBODY",
+    "Audience",
+    "Outputs",
+    "RecordOptions",
+    "Recording",
+    "Workload",
+    "WorkloadPlan",
+    "workload_class",
+    "workload_of",
     "wrong_command",
-]  # fmt: skip
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordOptions:
+    """Options of `paceline trace record`. A world takes `frames` and `sessions`, a language model the others."""
+
+    seed: int
+    frames: int = 64
+    sessions: int = 1
+    prompt: tuple[str, ...] = ()
+    prompts: Path | None = None
+    """A file of prompts, `-` for standard input."""
+    max_tokens: int = 128
+    temperature: float = 0.7
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Steps (forwards of the model), most blocks at a time, bytes of the file."""
+
+    steps: int
+    blocks: int
+    bytes: int
+
 
 ResultT = TypeVar("ResultT", bound=Result[Any])
 
@@ -237,7 +267,7 @@ class Workload(ABC, Generic[ResultT]):
 
 # Imported where they are chosen: text brings Transformers, which frames do without.
 _CLASSES = {
-    "world": "paceline.launch.world:WorldWorkload",
+    "world": "paceline.launch.frames:WorldWorkload",
     "sleep": "paceline.launch.frames:FrameWorkload",
     "language": "paceline.launch.language.texts:TextWorkload",
 }

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, count
 
-from paceline.pipeline.key import Key
 from paceline.pipeline.kv_receive_plan import KVReceivePlan
 from paceline.pipeline.program import Program
 from paceline.pipeline.topology import ContextMode, Schedule, StageKind
-from paceline.pipeline.unit import Give, Row, Unit, UnitKind, kv_part, kv_run
+from paceline.pipeline.unit import Give, Key, Row, Unit, UnitKind, kv_part, kv_run
 
 __all__ = ["DenoiseProgram"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from pathlib import Path
@@ -9,10 +10,43 @@ from typing import Any
 
 import yaml
 
-from paceline.pipeline.problem import KeyPath, Problem
-from paceline.pipeline.yaml11 import number_of, surprise
+from paceline.pipeline.problem import KeyPath, Problem, closest, nearest
+from paceline.pipeline.schema import UNKNOWN_KEY, foreign_key, slot_at, workload_in
 
-__all__ = ["Document", "parse_yaml"]
+__all__ = ["Document", "apply_override", "number_of", "parse_yaml", "surprise"]
+
+
+_WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+_OCTAL = re.compile(r"[-+]?0[0-7_]+")
+_SCIENTIFIC = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+")
+
+
+def surprise(text: str, value: object) -> tuple[str, str] | None:
+    """What is wrong with a plain value `text` that YAML 1.1 reads as `value`, and what would be right; None where every
+    version of YAML reads the same. In quotes, a value is always text."""
+    quoted = f"'{text}' in quotes for text"
+    if isinstance(value, bool):
+        meant = _WORDS.get(text.lower())
+        if meant is not None:
+            return f"is {text}, which YAML 1.1 reads as {meant}", f"write {meant}, or {quoted}"
+    elif isinstance(value, int | float):
+        if ":" in text:
+            return f"is {text}, which YAML 1.1 reads as {value:g} (base 60)", f"write {value:g}, or {quoted}"
+        if _OCTAL.fullmatch(text):
+            decimal = text.replace("_", "").replace("0", "", 1)
+            wrong = f"is {text}, which YAML 1.1 reads as {value} (base 8)"
+            return wrong, f"write {value} or {decimal}, or {quoted}"
+        if "_" in text:
+            return f"is {text}, which YAML 1.1 reads as {value} and YAML 1.2 as text", f"write {value}, or {quoted}"
+        if text.lstrip("+-").startswith("0b"):
+            return f"is {text}, which YAML 1.1 reads as {value} (base 2)", f"write {value}, or {quoted}"
+    return None
+
+
+def number_of(text: str) -> float | None:
+    """The number that a plain value such as `1e-3` is in YAML 1.2, and text in YAML 1.1; None for any other."""
+    return float(text) if _SCIENTIFIC.fullmatch(text) else None
+
 
 _MAX_VALUES = 200_000  # aliases can make a small file huge
 _MAX_DEPTH = 32  # a topology has five levels
@@ -178,3 +212,64 @@ class _Builder:
 def _is_text(value: object) -> bool:
     """Whether this is a string that UTF-8 can carry."""
     return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def apply_override(document: Document, setting: str) -> None:
+    """Apply `edges.0.inflight=4` to the document; the value is YAML. What is wrong ends up in `document.problems`."""
+    key, equals, text = setting.partition("=")
+    file = f"--set {key}"
+    if not equals:
+        document.problems.append(Problem((key,), "has no value", "write --set KEY=VALUE", file))
+        return
+    value = parse_yaml(text, file)
+    if value.problems:
+        document.problems += [Problem((key,), p.wrong, p.right, file) for p in value.problems]
+        return
+    path = _resolve(document.data, key)
+    if isinstance(path, Problem):
+        document.problems.append(Problem(path.path, path.wrong, path.right, file))
+    else:
+        document.override(path, value.data)
+
+
+def _resolve(data: Any, key: str) -> KeyPath | Problem:
+    """The path that a dotted key means in this data, or what is wrong with it."""
+    path: KeyPath = ()
+    workload = workload_in(data)
+    foreign = foreign_key(tuple(key.split(".")), workload)
+    if foreign is not None:
+        return foreign
+    groups = data.get("groups") if isinstance(data, dict) else None
+    for segment in key.split("."):
+        slot = slot_at(path, workload)
+        known: dict[str, str | int] = {name: name for name in slot.keys} if slot else {}
+        if isinstance(data, list):
+            known = {str(index): index for index in range(len(data))}
+        elif path == ("tiers",):
+            # A group may be given tiers that the file gives none.
+            known = {name: name for name in {**_mapping(groups), **_mapping(data)}}
+        elif slot is not None and slot.free:
+            known = {segment: segment}
+        elif isinstance(data, dict) and not known:
+            known = {name: name for name in data}
+        if segment not in known:
+            return Problem((key,), UNKNOWN_KEY, _suggest(path, segment, list(known)))
+        below = known[segment]
+        path = (*path, below)
+        data = data[int(below)] if isinstance(data, list) else data.get(below) if isinstance(data, dict) else None
+    return path
+
+
+def _mapping(data: Any) -> dict[str, Any]:
+    return data if isinstance(data, dict) else {}
+
+
+def _suggest(path: KeyPath, segment: str, known: list[str]) -> str:
+    """The nearest whole key, or the keys known at this depth."""
+    prefix = "".join(f"{part}." for part in path)
+    close = closest(segment, known)
+    if close is not None:
+        return f"did you mean '{prefix}{close}'?"
+    if not known:
+        return f"{prefix[:-1]} has nothing below it that could be set"
+    return nearest(segment, [prefix + name for name in known])

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from paceline.pipeline.context import Context, Read, slot_of
-from paceline.pipeline.key import Key
 from paceline.pipeline.topology import ContextMode, FrameTopology
-from paceline.pipeline.unit import ModelShape, Row, kv_part, kv_run
+from paceline.pipeline.unit import Key, ModelShape, Row, kv_part, kv_run
 
 __all__ = ["KVReceivePlan"]
 

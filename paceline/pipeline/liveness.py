@@ -29,7 +29,7 @@ from typing import Literal
 from paceline.pipeline.context import Context, slot_of
 from paceline.pipeline.program import ModelShape, Unit
 from paceline.pipeline.reduced import is_live_chain, with_few_credits, with_short_context, with_short_prompt
-from paceline.pipeline.sizes import format_size
+from paceline.pipeline.strict_model import format_size
 from paceline.pipeline.token_game import TokenGame
 from paceline.pipeline.topology import FrameTopology, LatePolicy
 

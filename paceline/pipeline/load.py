@@ -12,8 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from paceline.pipeline.document import Document
-from paceline.pipeline.override import apply_override
+from paceline.pipeline.document import Document, apply_override
 from paceline.pipeline.problem import KeyPath, Problem, TopologyError
 from paceline.pipeline.schema import FOREIGN, UNKNOWN_KEY, intended_path, pattern, problems_of, slot_at, workload_in
 from paceline.pipeline.topology import Topology, topology_model

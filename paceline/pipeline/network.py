@@ -7,8 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from paceline.pipeline.sizes import Size
-from paceline.pipeline.strict_model import LONGEST_MS, StrictModel
+from paceline.pipeline.strict_model import LONGEST_MS, Size, StrictModel
 
 __all__ = ["CurveSpec", "NetworkSpec"]
 

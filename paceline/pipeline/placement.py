@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from paceline.pipeline.flow import compute_chain
 from paceline.pipeline.topology import Schedule, Topology
 
-__all__ = ["Placement"]
+__all__ = ["Placement", "Route"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +95,11 @@ class Placement:
             for index, edge in enumerate(self.topology.edges)
             for session in range(sessions)
         }
+
+
+class Route(NamedTuple):
+    """The index of an edge in the topology, and the ranks that it joins."""
+
+    edge: int
+    source: int
+    target: int

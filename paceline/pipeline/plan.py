@@ -8,17 +8,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from paceline.pipeline.bounds import busiest_s, loop_s, rank_work_s
-from paceline.pipeline.costs import Costs
+from paceline.pipeline.costs import Costs, LinkLoad, busiest_s, in_mode, kv_held_bytes, link_loads, loop_s, rank_work_s
 from paceline.pipeline.flow import compute_chain
 from paceline.pipeline.liveness import Deadlock, check_liveness
-from paceline.pipeline.loads import LinkLoad, in_mode, kv_held_bytes, link_loads
 from paceline.pipeline.placement import Placement
 from paceline.pipeline.program import ModelShape, Row, UnitKind
 from paceline.pipeline.programs import program_for
 from paceline.pipeline.simulate import simulate
 from paceline.pipeline.simulation import Simulation
-from paceline.pipeline.sizes import format_size
+from paceline.pipeline.strict_model import format_size
 from paceline.pipeline.topology import ContextMode, FrameTopology, Schedule, StageKind
 
 __all__ = ["MOST_SIMULATED", "Cell", "Plan", "RankPlan", "plan"]

@@ -21,9 +21,8 @@ from itertools import count
 from typing import ClassVar
 
 from paceline.pipeline.context import Context, slot_of
-from paceline.pipeline.key import Key
 from paceline.pipeline.topology import ContextMode, EdgeSpec, FrameTopology, StageKind
-from paceline.pipeline.unit import Give, ModelShape, Row, Unit, UnitKind, kv_part
+from paceline.pipeline.unit import Give, Key, ModelShape, Row, Unit, UnitKind, kv_part
 
 __all__ = ["Give", "ModelShape", "Program", "RelayProgram", "Row", "SourceProgram", "Unit", "UnitKind", "kv_part"]
 

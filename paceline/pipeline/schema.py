@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from paceline import versions
 from paceline.pipeline.problem import KeyPath, Problem, closest, nearest
-from paceline.pipeline.sizes import parse_size
+from paceline.pipeline.strict_model import parse_size
 from paceline.pipeline.topology import MODELS, topology_model
 
 __all__ = [

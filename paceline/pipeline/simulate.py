@@ -17,15 +17,13 @@ from dataclasses import dataclass, field
 
 from paceline.pipeline.costs import Costs
 from paceline.pipeline.dispatch import Dispatcher, Stream
-from paceline.pipeline.key import Key
 from paceline.pipeline.placement import Placement
 from paceline.pipeline.program import ModelShape, Row, Unit, UnitKind
 from paceline.pipeline.programs import program_for
 from paceline.pipeline.simulation import Simulation, Span, Traffic
-from paceline.pipeline.token_game import notify
-from paceline.pipeline.tokens import Tokens
+from paceline.pipeline.token_game import Tokens, notify
 from paceline.pipeline.topology import FrameTopology, Schedule
-from paceline.pipeline.unit import MAY_END
+from paceline.pipeline.unit import MAY_END, Key
 
 __all__ = ["StuckError", "simulate"]
 

@@ -8,8 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from paceline.pipeline.sizes import Size, SizeOrNone
-from paceline.pipeline.strict_model import StrictModel
+from paceline.pipeline.strict_model import Size, SizeOrNone, StrictModel
 
 __all__ = ["NvmeSpec", "TierMode", "TierSpec"]
 

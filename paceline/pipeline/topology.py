@@ -16,10 +16,9 @@ from pydantic import Field
 
 from paceline import versions
 from paceline.pipeline.network import NetworkSpec
-from paceline.pipeline.sizes import Size
 from paceline.pipeline.speculation.settings import LanguageSpec, SpeculationSpec
 from paceline.pipeline.speculation.window import Coupling
-from paceline.pipeline.strict_model import LONGEST_MS, StrictModel
+from paceline.pipeline.strict_model import LONGEST_MS, Size, StrictModel
 from paceline.pipeline.tiers import TierSpec
 
 __all__ = [

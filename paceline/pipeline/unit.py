@@ -1,15 +1,25 @@
-"""The smallest things that programs are made of: units of compute, the passes in them, the items they send."""
+"""The smallest things that programs are made of: units of compute, their passes, the items they send, their names."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
-from paceline.pipeline.key import Key
 from paceline.pipeline.recall import View
 from paceline.pipeline.topology import ContextMode, FrameTopology
 
-__all__ = ["MAY_END", "Give", "ModelShape", "Row", "Unit", "UnitKind", "kv_part", "kv_run"]
+__all__ = ["MAY_END", "Give", "Key", "ModelShape", "Row", "Unit", "UnitKind", "kv_part", "kv_run"]
+
+
+class Key(NamedTuple):
+    """Names one item for good: `edge` is the index in the topology, `position` the frame, `part` the place inside it
+    (0, or level * layers + first layer for KV)."""
+
+    edge: int
+    session: int
+    position: int
+    part: int = 0
 
 
 class UnitKind(StrEnum):

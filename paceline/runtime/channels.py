@@ -9,17 +9,41 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from paceline.pipeline.credits import CreditLedger
-from paceline.pipeline.topology import Transport
+from paceline.pipeline.placement import Route
+from paceline.pipeline.topology import Topology, Transport
 from paceline.runtime.errors import ChannelError, OversizedError, WireError
-from paceline.runtime.route import Route
-from paceline.runtime.wire import canonical
+from paceline.runtime.mesh import Mesh
+from paceline.runtime.result import EdgeUse
+from paceline.runtime.wire import (
+    Buffer,
+    Data,
+    Returned,
+    canonical,
+    check_data,
+    encode_item,
+    item_from,
+    read_tensors,
+    tensor_bytes,
+)
 from paceline.stages.item import Item
 
-__all__ = ["ChannelStatistics", "Deliver", "Inlet", "LocalInlet", "LocalOutlet", "Outlet", "Route"]
+__all__ = [
+    "ChannelStatistics",
+    "CreditReturns",
+    "Deliver",
+    "Inlet",
+    "LocalInlet",
+    "LocalOutlet",
+    "Outlet",
+    "Route",
+    "ZmqInlet",
+    "ZmqOutlet",
+]
+
 
 Deliver = Callable[[Item, "Inlet"], None]
 """Hands an arrived item to the worker's inbox; called from any thread."""
@@ -111,6 +135,12 @@ class Outlet(ABC):
                 refusals=credits.refusals,
             )
 
+    def use(self) -> EdgeUse:
+        """What was sent, for the report of the run."""
+        sent = self.statistics()
+        counts = sent.sent_items, sent.sent_bytes, sent.peak_items, sent.peak_bytes
+        return EdgeUse(*self.route, sent.transport.value, *counts)
+
 
 class Inlet(ABC):
     """The receiver's end."""
@@ -177,3 +207,70 @@ class LocalOutlet(Outlet):
         tensors = tuple([canonical(tensor) for tensor in item.tensors])
         self.inlet.expect(sequence)
         self.inlet.arrived(Item(item.key, tensors, item.meta, item.epoch))
+
+
+class ZmqOutlet(Outlet):
+    """Sends on the worker's own thread; nothing is copied but what is small."""
+
+    transport = Transport.zmq
+
+    def __init__(
+        self, route: Route, max_items: int, max_bytes: int, max_message: int, mesh: Mesh, checksum_limit: int
+    ) -> None:
+        super().__init__(route, max_items, max_bytes, max_message)
+        self._mesh = mesh
+        self._checksum_limit = checksum_limit
+
+    def _transmit(self, item: Item, sequence: int) -> None:
+        header, tensors = encode_item(item, sequence, checksum_limit=self._checksum_limit)
+        self._mesh.send(self.route.target, [header, *map(tensor_bytes, tensors)], tensors)
+
+
+class ZmqInlet(Inlet):
+    """Copies the frames of a checked message into tensors of its own, on the mesh's receiving thread."""
+
+    transport = Transport.zmq
+
+    def __init__(self, route: Route, deliver: Deliver, max_message: int) -> None:
+        super().__init__(route, deliver)
+        self._max_message = max_message
+
+    def receive(self, data: Data, buffers: Sequence[Buffer]) -> None:
+        """Take in one message. Raises `WireError` or `ChannelError`."""
+        check_data(data, [len(buffer) for buffer in buffers], self._max_message)
+        self.expect(data.sequence)
+        self.arrived(item_from(data, read_tensors(data, buffers)))
+
+
+class CreditReturns:
+    """Credits that are owed to other ranks. They go in one message for each rank: when half of an edge's credit is
+    owed, or with `flush`."""
+
+    def __init__(self, topology: Topology, send: Callable[[int, Sequence[Returned]], None]) -> None:
+        """`send` takes a rank and what goes back to it; it may be called by any thread that calls `owe`."""
+        self._topology, self._send = topology, send
+        self._owed: dict[int, dict[tuple[int, int], tuple[int, int]]] = {}
+        """By rank, and by edge and session: items and bytes"""
+        self._owing = threading.Lock()
+
+    def owe(self, source: int, edge: int, session: int, items: int, nbytes: int) -> None:
+        """Note credit that goes back to a rank. A receiving thread does so for items that it discards, beside the
+        worker."""
+        with self._owing:
+            owed = self._owed.setdefault(source, {})
+            owed_items, owed_bytes = owed.get((edge, session), (0, 0))
+            owed[edge, session] = items, nbytes = owed_items + items, owed_bytes + nbytes
+        spec = self._topology.edges[edge]
+        if 2 * items >= spec.inflight or 2 * nbytes >= spec.bytes:
+            self._pay(source)
+
+    def flush(self) -> None:
+        """Send all that is owed."""
+        for source in list(self._owed):
+            self._pay(source)
+
+    def _pay(self, source: int) -> None:
+        with self._owing:
+            owed = self._owed.pop(source, None)
+        if owed:
+            self._send(source, [Returned(edge, session, *counts) for (edge, session), counts in owed.items()])

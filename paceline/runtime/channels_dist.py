@@ -18,8 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store
 
+from paceline.pipeline.placement import Route
 from paceline.pipeline.topology import Transport
-from paceline.runtime.channels import Deliver, Inlet, Outlet, Route
+from paceline.runtime.channels import Deliver, Inlet, Outlet
 from paceline.runtime.errors import RendezvousError
 from paceline.runtime.mesh import Mesh
 from paceline.runtime.wire import Data, TensorSpec, check_data, empty_tensor, encode_item, item_from

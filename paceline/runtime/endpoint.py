@@ -10,10 +10,17 @@ from types import TracebackType
 from typing import Self
 
 from paceline.pipeline.topology import Topology, Transport
-from paceline.runtime.channels import ChannelStatistics, Inlet, LocalInlet, LocalOutlet, Outlet, Route
-from paceline.runtime.channels_dist import DistInlet, DistOutlet, use_here
-from paceline.runtime.channels_zmq import ZmqInlet, ZmqOutlet
-from paceline.runtime.credit_returns import CreditReturns
+from paceline.runtime.channels import (
+    ChannelStatistics,
+    CreditReturns,
+    Inlet,
+    LocalInlet,
+    LocalOutlet,
+    Outlet,
+    Route,
+    ZmqInlet,
+)
+from paceline.runtime.channels_dist import DistInlet, use_here
 from paceline.runtime.errors import ChannelError, MalformedError, MisroutedError, OversizedError, PeerLost
 from paceline.runtime.inbox import Inbox
 from paceline.runtime.links import Links
@@ -22,7 +29,7 @@ from paceline.runtime.result import EdgeUse
 from paceline.runtime.wire import Buffer, Control, CreditReturn, Data, Goodbye, Message, Returned, encode
 from paceline.stages.item import Item, Key
 
-__all__ = ["Endpoint", "Route"]
+__all__ = ["Endpoint"]
 
 
 class Endpoint:
@@ -61,8 +68,6 @@ class Endpoint:
         self._links: Links | None = None
         self._started = self._closed = False
 
-    # -- life ----------------------------------------------------------------------------------------------------------
-
     def start(self) -> None:
         """Connect to all ranks; returns when all are connected to all.
 
@@ -83,11 +88,12 @@ class Endpoint:
     def _open(self, route: Route) -> None:
         edge, source, target = route
         spec = self._topology.edges[edge]
-        limits = spec.inflight, spec.bytes, self._topology.network.max_message
         if source == target:
             inlet = LocalInlet(route, self._deliver)
             self._inlets[edge, source] = inlet
-            self._outlets[edge, target] = LocalOutlet(route, *limits, inlet)
+            self._outlets[edge, target] = LocalOutlet(
+                route, spec.inflight, spec.bytes, self._topology.network.max_message, inlet
+            )
             return
         links = self._links
         if links is None or not (0 <= source < self.world_size and 0 <= target < self.world_size):
@@ -95,14 +101,9 @@ class Endpoint:
         if spec.via is Transport.local:
             raise ChannelError(f"edge {edge} is `via: local`, but joins ranks {source} and {target}; use zmq or dist")
         if source == self.rank:
-            if spec.via is Transport.zmq:
-                self._outlets[edge, target] = ZmqOutlet(route, *limits, links.mesh, links.checksum_limit)
-            else:
-                self._outlets[edge, target] = DistOutlet(route, *limits, links.mesh, links.senders[target])
-        elif spec.via is Transport.zmq:
-            self._inlets[edge, source] = ZmqInlet(route, self._deliver, limits[2])
+            self._outlets[edge, target] = links.outlet(route)
         else:
-            self._inlets[edge, source] = DistInlet(route, self._deliver, limits[2], links.receivers[source])
+            self._inlets[edge, source] = links.inlet(route, self._deliver)
 
     def close(self, error: BaseException | None = None) -> None:
         """Part from the peers and release everything; with an error they hear of it. May be called again."""
@@ -123,8 +124,6 @@ class Endpoint:
     def expendable(self, rank: int) -> bool:
         """Whether the run can do without a rank."""
         return rank in self._expendable
-
-    # -- items ---------------------------------------------------------------------------------------------------------
 
     def can_send(self, edge: int, target_rank: int, session: int, items: int, nbytes: int) -> bool:
         """Whether there is credit for so many items of together `nbytes` bytes.
@@ -181,9 +180,8 @@ class Endpoint:
         return [use_here(item) for item, _ in arrivals]
 
     def open_epoch(self, session: int, epoch: int) -> int:
-        """Begin a newer epoch of a session: what older ones sent is discarded, here and on arrival.
-
-        Returns how many waiting items that was. Raises `ChannelError` where the epoch is not newer.
+        """Begin a newer epoch of a session: what older ones sent is discarded, here and on arrival. Returns how many
+        waiting items that was. Raises `ChannelError` where the epoch is not newer.
         """
         discarded = self._inbox.open_epoch(session, epoch)
         self._give_back(discarded)
@@ -214,8 +212,6 @@ class Endpoint:
         except PeerLost as error:
             # What it sent is here and good. If it left without a goodbye, check() will say so.
             links.mesh.suspect(source, error.reason)
-
-    # -- news ----------------------------------------------------------------------------------------------------------
 
     @property
     def version(self) -> int:
@@ -278,8 +274,6 @@ class Endpoint:
         their way), and nothing can be sent to them."""
         return frozenset() if self._links is None else frozenset(self._links.mesh.departed)
 
-    # -- other threads -------------------------------------------------------------------------------------------------
-
     def _deliver(self, item: Item, inlet: Inlet) -> None:
         source = inlet.route.source
         if not self._inbox.put(item, source):
@@ -338,8 +332,6 @@ class Endpoint:
         self._inbox.changed()
         self._wake()
 
-    # -- numbers -------------------------------------------------------------------------------------------------------
-
     def statistics(self) -> list[ChannelStatistics]:
         """What this rank knows of each of its channels: the sender's counts, the receiver's, or both where local."""
         sides: dict[Route, ChannelStatistics] = {}
@@ -355,15 +347,4 @@ class Endpoint:
 
     def uses(self) -> list[EdgeUse]:
         """What this rank sent by each of its channels, for the report of the run."""
-        return [
-            EdgeUse(
-                *outlet.route,
-                statistics.transport.value,
-                statistics.sent_items,
-                statistics.sent_bytes,
-                statistics.peak_items,
-                statistics.peak_bytes,
-            )
-            for (_, outlet) in sorted(self._outlets.items())
-            for statistics in [outlet.statistics()]
-        ]
+        return [outlet.use() for _, outlet in sorted(self._outlets.items())]

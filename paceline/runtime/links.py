@@ -14,11 +14,11 @@ from pathlib import Path
 import msgspec
 import torch
 
-from paceline.pipeline.placement import Placement
+from paceline.pipeline.placement import Placement, Route
 from paceline.pipeline.topology import Topology, Transport
-from paceline.runtime.channels import Route
-from paceline.runtime.channels_dist import Pair, PairReceiver, PairSender
-from paceline.runtime.curve import check_bind, is_loopback, load_curve
+from paceline.runtime.auth import check_bind, is_loopback, load_curve
+from paceline.runtime.channels import Deliver, Inlet, Outlet, ZmqInlet, ZmqOutlet
+from paceline.runtime.channels_dist import DistInlet, DistOutlet, Pair, PairReceiver, PairSender
 from paceline.runtime.errors import PeerLost, RendezvousError, TransportError
 from paceline.runtime.mesh import Mesh, OnFailure
 from paceline.runtime.rendezvous import Rendezvous
@@ -114,6 +114,21 @@ class Links:
         for source, target in self._pairs:
             # All ranks walk their pairs in one order, so no two wait for each other.
             self._join_pair(source, target)
+
+    def outlet(self, route: Route) -> Outlet:
+        """The sender's end of a route to a peer."""
+        edge = self._topology.edges[route.edge]
+        limits = edge.inflight, edge.bytes, self._topology.network.max_message
+        if edge.via is Transport.zmq:
+            return ZmqOutlet(route, *limits, self.mesh, self.checksum_limit)
+        return DistOutlet(route, *limits, self.mesh, self.senders[route.target])
+
+    def inlet(self, route: Route, deliver: Deliver) -> Inlet:
+        """The receiver's end of a route from a peer."""
+        max_message = self._topology.network.max_message
+        if self._topology.edges[route.edge].via is Transport.zmq:
+            return ZmqInlet(route, deliver, max_message)
+        return DistInlet(route, deliver, max_message, self.receivers[route.source])
 
     def _advertised(self, address: str) -> str:
         """A wildcard is no address to connect to; the one that faces rank 0 is."""

@@ -22,7 +22,7 @@ import zmq
 from torch import Tensor
 from zmq.utils.monitor import parse_monitor_message
 
-from paceline.runtime.curve import CurveKeys, start_authenticator
+from paceline.runtime.auth import CurveKeys, start_authenticator
 from paceline.runtime.errors import PeerLost, RendezvousError
 from paceline.runtime.wire import MAX_HEADER, MAX_TENSORS, Buffer
 

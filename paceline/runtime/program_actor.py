@@ -13,16 +13,14 @@ from paceline.pipeline.dispatch import Dispatcher, Stream
 from paceline.pipeline.placement import Placement
 from paceline.pipeline.program import Program, Unit, UnitKind
 from paceline.runtime.actor import Done, Promise, Work
-from paceline.runtime.clock import now
 from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.errors import StageError
 from paceline.runtime.journal import Journal
 from paceline.runtime.lanes import Lanes
-from paceline.runtime.report import memory_use, merge_tiers
-from paceline.runtime.result import RankReport
+from paceline.runtime.result import RankReport, memory_use, merge_tiers
 from paceline.runtime.session import Session, span_of
 from paceline.runtime.spec import RunSpec
-from paceline.runtime.timeline import Span
+from paceline.runtime.timeline import Span, now
 from paceline.stages.base import Stage
 from paceline.stages.denoise import DenoiseStage
 from paceline.stages.ending import run_end

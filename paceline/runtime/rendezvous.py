@@ -22,9 +22,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from paceline.pipeline.network import NetworkSpec
-from paceline.runtime.curve import is_loopback
+from paceline.runtime.auth import RunSecret, find_secret, is_loopback
 from paceline.runtime.errors import RendezvousError
-from paceline.runtime.secret import RunSecret, find_secret
 
 __all__ = ["Rendezvous", "host_name"]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import msgspec
 
-from paceline.runtime.clock import now
 from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.errors import PeerLost
 from paceline.runtime.result import EVENTS_FILE, RankReport
 from paceline.runtime.spool import spool_parts
+from paceline.runtime.timeline import now
 
 __all__ = ["ReportExchange"]
 

@@ -4,17 +4,23 @@ Ranks append what grows with the run to files (`runtime/spool.py`): events and t
 folder that the user asked for, decisions in either. Reports and results that travel hold none of it; whoever shows a
 run reads it back (`launch/records.py`).
 
-Times are seconds since the epoch on one clock for all ranks (`runtime/clock.py`). An `Event` counts frames as positions
-in the session, prompt included; `FrameTime` and `Decision` count generated frames.
+Times are seconds since the epoch on one clock for all ranks (`runtime/timeline.py`). An `Event` counts frames as
+positions in the session, prompt included; `FrameTime` and `Decision` count generated frames.
 """
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+import resource
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
 from paceline.stages.lm.tier_history import TierHistory
+
+if TYPE_CHECKING:
+    from paceline.stages.memory.frame_memory import FrameMemory
 
 __all__ = [
     "EVENTS_FILE",
@@ -28,12 +34,19 @@ __all__ = [
     "EdgeUse",
     "Event",
     "FrameTime",
+    "LanguageResult",
     "MemoryUse",
     "RankReport",
     "Result",
     "RunResult",
     "SessionResult",
+    "TextResult",
+    "memory_use",
+    "merge",
+    "merge_tiers",
+    "peak_rss_bytes",
 ]
+
 
 EVENTS_FILE = "events-{}.spool"
 """Events of a rank, in the run's folder; only where the run has a folder for outputs."""
@@ -195,3 +208,73 @@ class Result(msgspec.Struct, Generic[SessionT], frozen=True):
 
 class RunResult(Result[SessionResult], frozen=True):
     """A whole run that makes frames."""
+
+
+def peak_rss_bytes() -> int:
+    """The most resident memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def merge(reports: list[RankReport]) -> RunResult:
+    """The whole run from the reports of its ranks."""
+    spans = [report.span_s for report in reports if report.span_s != (0.0, 0.0)]
+    wall_s = max(end for _, end in spans) - min(start for start, _ in spans) if spans else 0.0
+    return RunResult(
+        sorted((session for report in reports for session in report.sessions), key=lambda session: session.id),
+        wall_s,
+        sorted(reports, key=lambda report: report.rank),
+    )
+
+
+def memory_use(memories: Sequence[FrameMemory | MemoryUse]) -> MemoryUse | None:
+    """What context memories did together, those of a rank or those of all ranks; None where there are none."""
+    if not memories:
+        return None
+    return MemoryUse(
+        max(memory.state_bytes for memory in memories),
+        sum(memory.reads for memory in memories),
+        sum(memory.writes for memory in memories),
+    )
+
+
+def merge_tiers(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Statistics of several tier managers as one: counts and bytes are added up, of `max` the largest is taken and of
+    `mean` the mean."""
+    merged: dict[str, Any] = {}
+    for key in dict.fromkeys(key for part in parts for key in part):
+        values = [part[key] for part in parts if key in part]
+        if all(isinstance(value, Mapping) for value in values):
+            merged[key] = merge_tiers(values)
+        else:
+            merged[key] = max(values) if key == "max" else mean(values) if key == "mean" else sum(values)
+    return merged
+
+
+class TextResult(msgspec.Struct, frozen=True):
+    """One session. Times are seconds from the start of the run."""
+
+    id: int
+    text: str
+    token_ids: list[int]
+    """The new ones, without the prompt."""
+    finish_reason: str
+    prompt_tokens: int
+    started_s: float
+    first_token_s: float
+    finished_s: float
+    drafted: int = 0
+    """of the new tokens: committed as drafted"""
+    refilled: int = 0
+    """the target's own in place of a rejected draft, or behind the last one of a window; the rest are plain"""
+
+
+class LanguageResult(Result[TextResult], frozen=True, kw_only=True):
+    """The whole generation."""
+
+    settings: dict[str, int]
+    """Window, depth and hedge width at the end."""
+    predicted_speedup: float | None
+    measured_speedup: float | None
+    warnings: list[str]
+    parked: list[int] = msgspec.field(default_factory=list)
+    """Numbers of the sessions that can be resumed."""

@@ -9,20 +9,18 @@ from pathlib import Path
 import torch
 
 from paceline.kernels.philox import session_seed
-from paceline.pipeline.placement import Placement
+from paceline.pipeline.placement import Placement, Route
 from paceline.pipeline.program import ModelShape
 from paceline.pipeline.programs import program_for
 from paceline.pipeline.topology import StageKind
-from paceline.runtime.device import own_device
-from paceline.runtime.endpoint import Endpoint, Route
+from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.errors import PacelineError
 from paceline.runtime.journal import Journal
+from paceline.runtime.lanes import own_device
 from paceline.runtime.program_actor import ProgramActor
 from paceline.runtime.rendezvous import Rendezvous
-from paceline.runtime.report import merge
-from paceline.runtime.result import Decision, RunResult
-from paceline.runtime.session import Session
-from paceline.runtime.source_sink import SinkStage, SourceStage
+from paceline.runtime.result import Decision, RunResult, merge
+from paceline.runtime.session import Session, SinkStage, SourceStage
 from paceline.runtime.spec import RunSpec
 from paceline.runtime.worker import SWITCH_INTERVAL_S, Worker
 from paceline.stages.base import Stage

@@ -16,14 +16,12 @@ import torch
 from paceline.pipeline.context import Context
 from paceline.pipeline.program import Row
 from paceline.pipeline.topology import ContextMode, StageKind, Topology
-from paceline.runtime.clock import now
-from paceline.runtime.device import own_device
 from paceline.runtime.journal import Journal
-from paceline.runtime.report import memory_use, merge, peak_rss_bytes
-from paceline.runtime.result import Decision, RankReport, RunResult
+from paceline.runtime.lanes import own_device
+from paceline.runtime.result import Decision, RankReport, RunResult, memory_use, merge, peak_rss_bytes
 from paceline.runtime.session import Session, span_of
 from paceline.runtime.spec import RunSpec
-from paceline.runtime.timeline import Timeline
+from paceline.runtime.timeline import Timeline, now
 from paceline.stages.denoise import pass_times
 from paceline.stages.failed import failure_text
 from paceline.stages.finite import NotFinite, is_finite

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +13,18 @@ from torch import Tensor
 
 from paceline.kernels.philox import session_seed
 from paceline.pipeline.deadline import Decisions, Pacer
+from paceline.pipeline.program import Program, Unit
 from paceline.pipeline.topology import LatePolicy
-from paceline.runtime.clock import now
-from paceline.runtime.frame_file import FrameFile
 from paceline.runtime.result import FRAMES_FILE, TIMES_FILE, TIMES_KEPT, TRUTH_FILE, Decision, FrameTime, SessionResult
 from paceline.runtime.spec import RunSpec
-from paceline.runtime.spool import Spool
+from paceline.runtime.spool import FrameFile, Spool
+from paceline.runtime.timeline import now
+from paceline.stages.failed import failure_in
 from paceline.stages.feed import Feed, PayloadFeed
-from paceline.stages.item import Meta
+from paceline.stages.item import Item, Key, Meta
 from paceline.stages.world_file import world_of
 
-__all__ = ["Session", "span_of"]
+__all__ = ["Session", "SinkStage", "SourceStage", "span_of"]
 
 
 class Session:
@@ -172,3 +173,55 @@ def span_of(sessions: Iterable[Session]) -> tuple[float, float]:
     if not shown:
         return 0.0, 0.0
     return min(session.started_s for session in shown), max(session.ended_s for session in shown)
+
+
+class SourceStage:
+    """Sends what each session's feed gives."""
+
+    def __init__(self, sessions: Mapping[int, Session]) -> None:
+        self._sessions = sessions
+
+    def open(self, session: int, program: Program) -> None:
+        """Nothing to keep."""
+
+    def close(self, session: int) -> None:
+        """Nothing to free."""
+
+    def warm(self) -> None:
+        """Nothing to warm."""
+
+    def run(self, units: Sequence[Unit], taken: Sequence[Sequence[Item]]) -> list[list[Item]]:
+        """See `Stage.run`."""
+        out = []
+        for unit in units:
+            tensors, meta = self._sessions[unit.session].emit(unit.frame)
+            out.append([Item(Key(g.edge, unit.session, g.position, g.part), tensors, meta) for g in unit.gives])
+        return out
+
+
+class SinkStage:
+    """Commits finished frames. The first one that carries the mark of a failure ends what is shown of its session."""
+
+    def __init__(self, sessions: Mapping[int, Session], notify: Callable[[], None]) -> None:
+        self._sessions = sessions
+        self._notify = notify
+
+    def open(self, session: int, program: Program) -> None:
+        """Nothing to keep."""
+
+    def close(self, session: int) -> None:
+        """Nothing to free."""
+
+    def warm(self) -> None:
+        """Nothing to warm."""
+
+    def run(self, units: Sequence[Unit], taken: Sequence[Sequence[Item]]) -> list[list[Item]]:
+        """See `Stage.run`."""
+        for unit, (item,) in zip(units, taken, strict=True):
+            session, failure = self._sessions[unit.session], failure_in(item.meta)
+            if failure is not None:
+                session.fail(failure)
+            else:
+                session.show(unit.frame, item.tensors[0])
+            self._notify()
+        return [[] for _ in units]

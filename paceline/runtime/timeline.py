@@ -1,7 +1,8 @@
-"""When a rank computed what, and when it had nothing to do."""
+"""When a rank computed what, and when it had nothing to do; and the clock of all ranks."""
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,16 @@ from statistics import median
 from paceline.runtime.result import EVENTS_FILE, EVENTS_KEPT, Event
 from paceline.runtime.spool import Spool
 
-__all__ = ["PASSES_KEPT", "PassTimes", "Span", "Timeline"]
+__all__ = ["PASSES_KEPT", "PassTimes", "Span", "Timeline", "now"]
+
+
+_OFFSET = time.time() - time.monotonic()
+
+
+def now() -> float:
+    """Seconds since the epoch; never steps back within a process."""
+    return time.monotonic() + _OFFSET
+
 
 PASSES_KEPT = 4096
 """Passes of each stage whose times are kept for their median, the newest."""

@@ -6,6 +6,7 @@ timeline, injected jitter, the heartbeat, the end of the run and the reports.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -13,19 +14,17 @@ from pathlib import Path
 
 import torch
 
+from paceline.kernels.philox import Purpose, words
 from paceline.pipeline.topology import Topology
 from paceline.runtime.actor import Actor, Done, Work
-from paceline.runtime.clock import now
 from paceline.runtime.endpoint import Endpoint
-from paceline.runtime.jitter import delay_share
-from paceline.runtime.lane import computed
-from paceline.runtime.lanes import Lanes
-from paceline.runtime.report import peak_rss_bytes
+from paceline.runtime.lanes import Lanes, computed
 from paceline.runtime.report_exchange import ReportExchange
-from paceline.runtime.result import RankReport
-from paceline.runtime.timeline import Timeline
+from paceline.runtime.result import RankReport, peak_rss_bytes
+from paceline.runtime.timeline import Timeline, now
 
-__all__ = ["SWITCH_INTERVAL_S", "Worker"]
+__all__ = ["SWITCH_INTERVAL_S", "Worker", "delay_share"]
+
 
 SWITCH_INTERVAL_S = 0.0005
 """How long the worker thread may keep the interpreter from the threads that deliver; Python's own 5 ms is a pass."""
@@ -206,3 +205,12 @@ class Worker:
         for actor in self.actors:
             report = actor.report(report)
         return report
+
+
+def delay_share(seed: int, key: str, side: int) -> float:
+    """The share in [0, 1) of `inject.jitter_ms` that work waits before it computes (`side` 0) or sends (1).
+
+    A function of the seed and of the work's key, whatever the time and the place.
+    """
+    place = int.from_bytes(hashlib.blake2b(f"{key} {side}".encode(), digest_size=8).digest(), "little")
+    return int(words(seed, place, Purpose.jitter, 1)[0]) / 2**32

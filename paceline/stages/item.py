@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from paceline.pipeline.key import Key
+from paceline.pipeline.unit import Key
 
 __all__ = ["Item", "Key", "Meta"]
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from paceline.pipeline.recall import View
-from paceline.pipeline.times import step_times
 from paceline.pipeline.unit import ModelShape
 from paceline.registry import Registry
 
@@ -34,8 +33,10 @@ __all__ = [
     "find_weights",
     "open_world",
     "safetensors_metadata",
+    "step_times",
     "world_of",
 ]
+
 
 WORLD_MODELS = Registry("world model", "paceline.world_models", {"dit": "paceline.stages.dit.file:DiTFile"})
 """Classes that implement `WorldFile`. The content of a file decides which of them reads it."""
@@ -225,3 +226,14 @@ def find_weights(name: str) -> Path:
         names = ", ".join(_ZOO + name for name in sorted(known)) or "none"
         raise FileNotFoundError(f"there is no embedded model {name}; known: {names}")
     return known[name.removeprefix(_ZOO)]
+
+
+def step_times(steps: int) -> tuple[float, ...]:
+    """Times `(t_0, ..., t_S)` of S steps: step s takes a frame from t_s to t_{s+1}; t_0 = 1 is noise, t_S = 0 is clean.
+
+    Evenly spaced. Level s of a frame is its state at t_s, so level S is the finished frame. Raises `ValueError` for
+    fewer than one step.
+    """
+    if steps < 1:
+        raise ValueError(f"a frame needs at least 1 step, not {steps}")
+    return (*(1.0 - s / steps for s in range(steps)), 0.0)

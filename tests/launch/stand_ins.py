@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from paceline.launch.interrupts import Interrupts
+from paceline.launch.errors import Interrupts
 from paceline.launch.process import WorkerCommand
 from paceline.launch.run_dir import RunDir
 from paceline.launch.supervise import Supervisor
@@ -18,7 +18,7 @@ _PRELUDE = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
 from paceline.launch.failure import Failure
-from paceline.launch.progress import ProgressWriter
+from paceline.launch.run_dir import ProgressWriter
 from paceline.launch.run_dir import RunDirPaths
 from paceline.launch.worker_main import die_with_parent
 from paceline.runtime.errors import PeerLost, StageError

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from paceline.launch.fork import can_fork
+from paceline.launch.process import can_fork
 from tests.harness import ROOT
 
 HEAD = """
 import json, os, sys, threading, time
 from pathlib import Path
-from paceline.launch.fork import Forked, can_fork, prepare_fork
+from paceline.launch.process import Forked, can_fork, prepare_fork
 prepare_fork()
 """
 CHILD = """
@@ -91,7 +91,7 @@ def test_when_it_is_safe(before: str, safe: bool) -> None:
 
 
 def test_a_process_that_had_torch_before_does_not_fork() -> None:
-    code = "from paceline.launch.fork import can_fork, prepare_fork; import torch; prepare_fork(); print(can_fork())"
+    code = "from paceline.launch.process import can_fork, prepare_fork; import torch; prepare_fork(); print(can_fork())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "False\n", done.stderr
     assert not can_fork()

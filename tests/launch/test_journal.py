@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from paceline.launch.errors import ArgumentError
-from paceline.launch.journal import check_replay, read_journal
+from paceline.launch.records import check_replay, read_journal
 from paceline.pipeline.load import load_topology
 from paceline.runtime.journal import Journal, encode_decision
 from paceline.runtime.result import Decision

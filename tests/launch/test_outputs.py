@@ -17,17 +17,16 @@ import pytest
 from msgspec.structs import replace
 from PIL import Image, ImageSequence
 
-from paceline.launch.journal import read_journal
-from paceline.launch.outputs.aligned import aligned
-from paceline.launch.outputs.atomic import write_atomic
+from paceline.launch.files import write_atomic
 from paceline.launch.outputs.style import session_letter
-from paceline.launch.outputs.timeline import passes, runs, steady, union_s
+from paceline.launch.outputs.timeline import aligned, passes, runs, steady, union_s
 from paceline.launch.outputs.trace import trace_json
 from paceline.launch.outputs.write import write_pictures, write_results
-from paceline.runtime.frame_file import FrameFile
+from paceline.launch.records import read_journal
 from paceline.runtime.journal import Journal
 from paceline.runtime.result import FRAMES_FILE, JOURNAL_FILE, Event, FrameTime, RunResult
 from paceline.runtime.spec import RunSpec
+from paceline.runtime.spool import FrameFile
 from tests.launch.synthetic import PROMPT, chain_spec, movie, run
 
 PLOTS = ["trace.json", "gantt.png", "latency.png"]

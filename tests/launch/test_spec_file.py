@@ -9,8 +9,7 @@ import pytest
 
 from paceline.launch.spec_file import read_spec, write_spec
 from paceline.pipeline.load import load_topology
-from paceline.runtime.language.spec import GenerateSpec, SessionOptions
-from paceline.runtime.spec import RunSpec
+from paceline.runtime.spec import GenerateSpec, RunSpec, SessionOptions
 from paceline.stages.sampling_params import SamplingParams
 from tests.launch.stand_ins import ROOT
 

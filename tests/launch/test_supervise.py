@@ -12,10 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from paceline.launch.errors import Interrupted, RunFailedError
-from paceline.launch.interrupts import Interrupts, raise_on_sigterm
-from paceline.launch.progress import ProgressRow
-from paceline.launch.run_dir import RunDir
+from paceline.launch.errors import Interrupted, Interrupts, RunFailedError, raise_on_sigterm
+from paceline.launch.run_dir import ProgressRow, RunDir
 from paceline.launch.supervise import Supervisor
 from tests.launch.stand_ins import commands, supervise
 from tests.launch.test_run_dir import Room

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from paceline import versions
-from paceline.launch.json_output import check_version
+from paceline.launch.summary import check_version
 from paceline.pipeline.load import load_topology
 from paceline.pipeline.problem import TopologyError
 from paceline.runtime.errors import WireError

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from paceline.launch.checks import check_world_tiers
 from paceline.launch.errors import ArgumentError
 from paceline.launch.frames import FrameWorkload
 from paceline.launch.local import run_local
 from paceline.launch.summary import summarize
-from paceline.launch.world_tiers import check_world_tiers
 from paceline.pipeline.topology import Transport, WorldTopology
 from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec

@@ -12,10 +12,18 @@ import pytest
 from rich.console import Console
 
 from paceline.launch.plan_view import plan_json, show_plan
-from paceline.pipeline.bounds import busiest_s, loop_s, rank_work_s
-from paceline.pipeline.costs import Costs, Link, costs_from
+from paceline.pipeline.costs import (
+    Costs,
+    Link,
+    busiest_s,
+    costs_from,
+    in_mode,
+    kv_held_bytes,
+    link_loads,
+    loop_s,
+    rank_work_s,
+)
 from paceline.pipeline.load import load_topology
-from paceline.pipeline.loads import in_mode, kv_held_bytes, link_loads
 from paceline.pipeline.plan import Plan, plan
 from paceline.pipeline.program import ModelShape
 from paceline.pipeline.recall import View

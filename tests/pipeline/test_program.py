@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.pipeline.context import Context, Read
-from paceline.pipeline.key import Key
 from paceline.pipeline.program import ModelShape, Row, Unit, UnitKind
 from paceline.pipeline.programs import program_for
 from paceline.pipeline.token_game import TokenGame
 from paceline.pipeline.topology import ContextMode, Schedule, Topology
+from paceline.pipeline.unit import Key
 from tests.pipeline.nets import SHAPE, contiguous, world
 
 

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.pipeline.bounds import busiest_s, loop_s
-from paceline.pipeline.costs import Costs, Link, costs_from
+from paceline.pipeline.costs import Costs, Link, busiest_s, costs_from, loop_s
 from paceline.pipeline.program import ModelShape, UnitKind
 from paceline.pipeline.simulate import StuckError, simulate
 from paceline.pipeline.steady import percentile, steady_period, steady_window

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.pipeline.sizes import format_size, parse_size
+from paceline.pipeline.strict_model import format_size, parse_size
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paceline.pipeline.placement import Route
 from paceline.pipeline.topology import SleepTopology
-from paceline.runtime.endpoint import Endpoint, Route
+from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.rendezvous import Rendezvous
 from paceline.stages.item import Item, Key
 from tests.harness import free_port

@@ -9,9 +9,10 @@ import zmq
 import zmq.auth
 
 from paceline.pipeline.network import CurveSpec, NetworkSpec
+from paceline.pipeline.placement import Route
 from paceline.pipeline.topology import Topology
-from paceline.runtime.curve import check_bind, is_loopback, load_curve
-from paceline.runtime.endpoint import Endpoint, Route
+from paceline.runtime.auth import check_bind, is_loopback, load_curve
+from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.errors import RendezvousError
 from paceline.runtime.rendezvous import Rendezvous
 from paceline.runtime.wire import Hello, encode

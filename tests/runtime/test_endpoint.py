@@ -11,7 +11,8 @@ import torch
 import zmq
 
 from paceline.pipeline.network import NetworkSpec
-from paceline.runtime.endpoint import Endpoint, Route
+from paceline.pipeline.placement import Route
+from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.errors import ChannelError, CreditError, MisroutedError, PeerLost
 from paceline.runtime.rendezvous import Rendezvous
 from paceline.runtime.wire import CreditReturn as Credit

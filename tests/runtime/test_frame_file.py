@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paceline.runtime.frame_file import FrameFile
+from paceline.runtime.spool import FrameFile
 from tests.launch.synthetic import movie
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from paceline.pipeline.program import Row, Unit, UnitKind
-from paceline.runtime.jitter import delay_share
 from paceline.runtime.program_actor import unit_key
+from paceline.runtime.worker import delay_share
 
 
 def test_every_unit_has_a_delay_of_its_own() -> None:

@@ -11,8 +11,7 @@ import pytest
 from paceline.pipeline.load import load_topology
 from paceline.pipeline.topology import Topology
 from paceline.runtime.actor import Promise, Work
-from paceline.runtime.lane import DEPTH, Lane
-from paceline.runtime.lanes import Lanes
+from paceline.runtime.lanes import DEPTH, Lane, Lanes
 
 SLEEP_4 = "topologies/sleep-4.yaml"
 

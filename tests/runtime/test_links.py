@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from paceline.pipeline.placement import Route
 from paceline.pipeline.topology import SleepTopology
-from paceline.runtime.channels import Route
 from paceline.runtime.errors import PeerLost, RendezvousError
 from paceline.runtime.links import Links
 from paceline.runtime.rendezvous import Rendezvous

@@ -16,7 +16,8 @@ import pytest
 from torch._C._distributed_c10d import TCPStore
 
 from paceline.pipeline.network import NetworkSpec
-from paceline.runtime.endpoint import Endpoint, Route
+from paceline.pipeline.placement import Route
+from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.errors import RendezvousError
 from paceline.runtime.rendezvous import Rendezvous
 from paceline.stages.item import Item, Key

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed import PrefixStore
 
+from paceline.runtime.auth import SECRET_VARIABLE, RunSecret, find_secret, make_secret
 from paceline.runtime.errors import RendezvousError
 from paceline.runtime.rendezvous import Rendezvous
-from paceline.runtime.secret import SECRET_VARIABLE, RunSecret, find_secret, make_secret
 from tests.harness import free_port
 
 KEY = b"a key that no other process has"

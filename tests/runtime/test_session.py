@@ -11,8 +11,7 @@ import torch
 
 from paceline.pipeline.program import Unit, UnitKind
 from paceline.runtime.result import Decision, FrameTime
-from paceline.runtime.session import Session
-from paceline.runtime.source_sink import SinkStage
+from paceline.runtime.session import Session, SinkStage
 from paceline.runtime.spec import RunSpec
 from paceline.runtime.spool import read_spool
 from paceline.stages.item import Item, Key, Meta

@@ -13,12 +13,12 @@ import msgspec
 import pytest
 import torch
 
+from paceline.pipeline.placement import Route
 from paceline.pipeline.topology import SleepTopology
 from paceline.runtime.actor import Done, Promise, Work
-from paceline.runtime.endpoint import Endpoint, Route
+from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.rendezvous import Rendezvous
-from paceline.runtime.report import merge
-from paceline.runtime.result import EVENTS_FILE, Event, RankReport
+from paceline.runtime.result import EVENTS_FILE, Event, RankReport, merge
 from paceline.runtime.spool import read_spool
 from paceline.runtime.timeline import Span
 from paceline.runtime.worker import Worker

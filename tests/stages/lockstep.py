@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from paceline.kernels.philox import session_seed
-from paceline.pipeline.key import Key
 from paceline.pipeline.program import ModelShape, Program, Unit, UnitKind
 from paceline.pipeline.programs import program_for
 from paceline.pipeline.topology import StageKind, Topology
+from paceline.pipeline.unit import Key
 from paceline.runtime.result import FRAMES_FILE, Decision
-from paceline.runtime.session import Session
-from paceline.runtime.source_sink import SinkStage, SourceStage
+from paceline.runtime.session import Session, SinkStage, SourceStage
 from paceline.runtime.spec import RunSpec
 from paceline.stages.denoise import DenoiseStage
 from paceline.stages.dit.decoder import PatchDecoder

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.kernels.philox import Purpose, normal
-from paceline.pipeline.times import step_times
 from paceline.stages.dit.config import DiTConfig
 from paceline.stages.dit.file import DiTFile
-from paceline.stages.world_file import WeightsError, WorldHeader, open_world, safetensors_metadata
+from paceline.stages.world_file import WeightsError, WorldHeader, open_world, safetensors_metadata, step_times
 from paceline.stages.world_model import fresh_noise
 
 UNEVEN = ((1.0, 0.0), (1.0, 0.9, 0.2, 0.0))

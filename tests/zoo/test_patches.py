@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.pipeline.times import step_times
 from paceline.stages.dit.patches import decode, patchify, unpatchify
+from paceline.stages.world_file import step_times
 
 
 def picture(seed: int, *shape: int) -> torch.Tensor:

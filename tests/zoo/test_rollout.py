@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from paceline.pipeline.recall import Recall
-from paceline.pipeline.times import step_times
 from paceline.stages.dit.patches import patchify
+from paceline.stages.world_file import step_times
 from tests.zoo.helpers import small_model
 from zoo.world.rollout import WINDOW, Past, Record, _Player, level_read, record, rollout
 

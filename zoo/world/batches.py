@@ -28,8 +28,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from paceline.pipeline.times import step_times
 from paceline.stages.dit.patches import ground_noise, patchify
+from paceline.stages.world_file import step_times
 from zoo.world.emphasis import emphasis, times_shown
 from zoo.world.environment import TILES, TORUS, VIEW, Bytes, Ints, Worlds, ground_in_view, pose_of, render
 from zoo.world.flowmap import Sequences

@@ -27,11 +27,11 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from paceline.pipeline.recall import Recall
-from paceline.pipeline.times import step_times
 from paceline.stages.dit.network import Block, DiT, rotate
 from paceline.stages.dit.patches import decode, ground_noise, patchify
 from paceline.stages.memory import ContextMemory, Writes
 from paceline.stages.memory.delta import DeltaMemory
+from paceline.stages.world_file import step_times
 from zoo.world.environment import TORUS, Bytes, Ints, Worlds
 
 __all__ = ["MODES", "WINDOW", "ContextMode", "Control", "Past", "Record", "level_read", "record", "rollout"]

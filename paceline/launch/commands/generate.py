@@ -11,10 +11,9 @@ import typer
 from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, HangTimeout, LauncherName, Overrides, TopologyFile, as_path
 from paceline.launch.commands.start import audience_of, loaded_for, preflight, start
-from paceline.launch.display import Display
+from paceline.launch.console import Display
 from paceline.launch.errors import ArgumentError
-from paceline.launch.language.prompts import read_prompts
-from paceline.launch.language.request import Asked, make_spec
+from paceline.launch.language.request import Asked, make_spec, read_prompts
 from paceline.launch.language.texts import TextWorkload
 from paceline.launch.supervise import HANG_TIMEOUT_S
 from paceline.launch.workload import wrong_command

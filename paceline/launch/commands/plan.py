@@ -11,7 +11,7 @@ import typer
 from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile, as_path
 from paceline.launch.console import make_console
-from paceline.launch.json_output import versioned
+from paceline.launch.summary import versioned
 from paceline.launch.workload import workload_class
 from paceline.pipeline.load import load_topology
 

@@ -10,7 +10,7 @@ import typer
 from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, HangTimeout, LauncherName, Overrides, TopologyFile, as_path
 from paceline.launch.commands.start import audience_of, loaded_for, preflight, start
-from paceline.launch.display import Display
+from paceline.launch.console import Display
 from paceline.launch.supervise import HANG_TIMEOUT_S
 from paceline.launch.workload import workload_class, wrong_command
 from paceline.pipeline.topology import LanguageTopology, Schedule

@@ -12,11 +12,10 @@ from typing import Any
 
 import typer
 
-from paceline.launch.display import Display
+from paceline.launch.console import Display
 from paceline.launch.errors import ArgumentError
-from paceline.launch.launchers import check_launcher, launch
+from paceline.launch.launchers import Launched, check_launcher, launch, recorded, refusals
 from paceline.launch.summary import Summary
-from paceline.launch.torchrun import Launched, recorded, refusals
 from paceline.launch.workload import Audience, Workload
 from paceline.pipeline.load import load_topology
 from paceline.pipeline.topology import Topology

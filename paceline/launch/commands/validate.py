@@ -10,7 +10,7 @@ import typer
 from paceline.launch.commands.guard import guarded
 from paceline.launch.commands.options import AsJson, Debug, Overrides, TopologyFile
 from paceline.launch.errors import ArgumentError
-from paceline.launch.json_output import versioned
+from paceline.launch.summary import versioned
 from paceline.launch.workload import workload_class
 from paceline.pipeline.load import check_topology
 from paceline.pipeline.problem import Problem

@@ -19,14 +19,13 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from paceline.launch.console import say
-from paceline.launch.json_output import versioned
-from paceline.launch.outputs.aligned import aligned
-from paceline.launch.outputs.atomic import write_atomic, write_bytes
+from paceline.launch.files import write_atomic, write_bytes
+from paceline.launch.outputs.timeline import aligned
 from paceline.launch.outputs.write import summary_step, timeline_steps, tried
 from paceline.launch.records import with_events
-from paceline.launch.summary import Summary
-from paceline.runtime.language.result import LanguageResult
-from paceline.runtime.language.spec import GenerateSpec
+from paceline.launch.summary import Summary, versioned
+from paceline.runtime.result import LanguageResult
+from paceline.runtime.spec import GenerateSpec
 
 __all__ = ["TextOutputs", "keep_texts"]
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from paceline.launch.errors import ArgumentError
-from paceline.launch.recording import Recording
+from paceline.launch.workload import Recording
 from paceline.pipeline.tiers import TierSpec
 from paceline.pipeline.topology import LanguageTopology, StageKind
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.serial import generate_serial
-from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.spec import GenerateSpec
 from paceline.stages.lm.rank_tiers import RankTiers
 from paceline.stages.sampling_params import SamplingParams
 from paceline.tiers.attention import Query

@@ -10,29 +10,27 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import msgspec
 
+from paceline.launch.checks import check_curve, check_drafter, check_policies
 from paceline.launch.console import make_console
 from paceline.launch.errors import ArgumentError, LaunchError
-from paceline.launch.files import check_curve, check_drafter, check_policies
-from paceline.launch.folders import make_writable
-from paceline.launch.language.check import check_generation, find_models
-from paceline.launch.language.prompts import Prompt, read_prompts
-from paceline.launch.recording import Recording, RecordOptions
+from paceline.launch.files import make_writable
+from paceline.launch.language.request import Prompt, read_prompts
 from paceline.launch.run_dir import RunDirPaths
 from paceline.launch.summary import Summary
-from paceline.launch.workload import NOBODY, Audience, Outputs, Workload, WorkloadPlan
+from paceline.launch.workload import NOBODY, Audience, Outputs, Recording, RecordOptions, Workload, WorkloadPlan
 from paceline.pipeline.placement import Placement
 from paceline.pipeline.topology import LanguageTopology
 from paceline.runtime.language.models import Models
-from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.roles import Roles
-from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.result import LanguageResult
+from paceline.runtime.spec import GenerateSpec
 from paceline.stages.lm.folder import ModelFolderError
 from paceline.stages.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from paceline.launch.language.view import StreamView
 
-__all__ = ["TextWorkload"]
+__all__ = ["TextWorkload", "check_generation", "find_models"]
 
 
 class TextWorkload(Workload[LanguageResult]):
@@ -69,7 +67,7 @@ class TextWorkload(Workload[LanguageResult]):
         check_curve(self.topology)
         check_policies(self.topology)
         # Imported here: Transformers takes seconds, and other workloads need none.
-        from paceline.launch.language.tiers import check_tiers_hold
+        from paceline.launch.language.preflight import check_tiers_hold
 
         check_tiers_hold(self.spec, self.models, [1] * len(self.spec.prompts))
 
@@ -174,7 +172,7 @@ class TextWorkload(Workload[LanguageResult]):
         return super().finish(result, run_dir)
 
     def summarize(self, result: LanguageResult) -> Summary:
-        from paceline.launch.language.summary import summarize_language
+        from paceline.launch.language.view import summarize_language
 
         return summarize_language(self.spec, result)
 
@@ -200,3 +198,33 @@ class TextWorkload(Workload[LanguageResult]):
             from paceline.launch.language.outputs import keep_texts
 
             keep_texts(self.out, self.spec, run_dir.stream, str(error))
+
+
+def find_models(spec: GenerateSpec) -> Models:
+    """What is known of the models of a generation, after a look at its drafter. Raises `ArgumentError`."""
+    check_drafter(spec.topology)
+    try:
+        return Models.of(spec)
+    except (ModelFolderError, ValueError) as error:
+        raise ArgumentError(f"model: {error}") from error
+
+
+def check_generation(spec: GenerateSpec, models: Models) -> None:
+    """Check the models, the lengths of the prompts, memory tiers and parking. Raises `ArgumentError`."""
+    try:
+        tokenizer = models.tokenizer()
+    except (ModelFolderError, ValueError) as error:
+        raise ArgumentError(str(error)) from error
+    # Imported here, as they bring torch: what is wrong with a folder should not wait for it.
+    from paceline.launch.language.preflight import check_models, check_parked_tokens, check_parking, check_tiers_hold
+
+    begun = []
+    for number in range(len(spec.prompts)):
+        try:
+            begun.append(spec.begin(number, tokenizer))
+        except ValueError as error:
+            raise ArgumentError(f"prompt {number}: {error}") from error
+    check_parked_tokens(spec, models)
+    check_models(spec, models, begun)
+    check_tiers_hold(spec, models, [len(tokens) for tokens in begun])
+    check_parking(spec, models)

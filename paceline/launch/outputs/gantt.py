@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paceline.launch.outputs.aligned import WAIT
 from paceline.launch.outputs.lanes import MANY_RANKS, Bar, Lane, bars, lanes
 from paceline.launch.outputs.style import (
     DPI,
@@ -24,16 +23,15 @@ from paceline.launch.outputs.style import (
     position_name,
     session_colour,
 )
-from paceline.launch.outputs.timeline import Pass, Steady, passes, steady
+from paceline.launch.outputs.timeline import WAIT, Pass, Steady, passes, steady
 from paceline.pipeline.topology import StageKind
 from paceline.runtime.result import Result
-from paceline.runtime.spec import RunSpec
+from paceline.runtime.spec import GenerateSpec, RunSpec
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from paceline.runtime.language.spec import GenerateSpec
 
 __all__ = ["write_gantt"]
 

@@ -6,12 +6,11 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from paceline.pipeline.topology import Schedule
-from paceline.runtime.spec import RunSpec
+from paceline.runtime.spec import GenerateSpec, RunSpec
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
-    from paceline.runtime.language.spec import GenerateSpec
 
 __all__ = [
     "DPI", "FRAME_COLOURS", "GRID", "INK", "PAPER", "QUIET", "RC", "SESSION_COLOURS", "caption", "font", "frame_colour",

@@ -13,18 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-from paceline.launch.outputs.aligned import WAIT
 from paceline.launch.outputs.style import caption, position_name, session_letter
-from paceline.launch.outputs.timeline import Pass, passes
+from paceline.launch.outputs.timeline import WAIT, Pass, passes
 from paceline.runtime.result import Event, Result
-from paceline.runtime.spec import RunSpec
-
-if TYPE_CHECKING:
-    from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.spec import GenerateSpec, RunSpec
 
 __all__ = ["trace_json"]
 

@@ -30,22 +30,22 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from paceline.launch.outputs.aligned import aligned
-from paceline.launch.outputs.atomic import fill, write_atomic, write_bytes
+from paceline.launch.files import fill, write_atomic, write_bytes
+from paceline.launch.outputs.timeline import aligned
 from paceline.launch.outputs.video import NoEncoderError, frames_per_second, write_gif, write_mp4
+from paceline.launch.records import frames_of, truth_of
+from paceline.launch.summary import Summary
 from paceline.runtime.result import FRAMES_FILE, JOURNAL_FILE, TRUTH_FILE, Result, RunResult
-from paceline.runtime.spec import RunSpec
+from paceline.runtime.spec import GenerateSpec, RunSpec
 
-if TYPE_CHECKING:
-    from paceline.runtime.language.spec import GenerateSpec
+__all__ = ["FrameOutputs", "summary_step", "timeline_steps", "tried", "write_pictures", "write_results"]
 
-__all__ = ["summary_step", "timeline_steps", "tried", "write_pictures", "write_results"]
 
 Frames = npt.NDArray[np.uint8]
 Step = Callable[[], object]
@@ -171,3 +171,20 @@ def _videos(session: int, array: Frames, deadline_ms: float | None) -> dict[str,
         f"session-{session}.gif": lambda path: write_gif(path, array, fps),
         f"session-{session}.mp4": lambda path: write_mp4(path, array, fps),
     }
+
+
+class FrameOutputs:
+    """See `Outputs`."""
+
+    def __init__(self, out: Path, spec: RunSpec, result: RunResult) -> None:
+        """Maps the frames that are in `out`, before they get their names: that leaves the maps as they are."""
+        self._out, self._spec, self._result = out, spec, result
+        self._frames, self._truth = frames_of(out, result.sessions), truth_of(out, result.sessions)
+
+    def write_results(self, summary: Summary) -> list[str]:
+        return write_results(self._out, summary, sorted(self._frames))
+
+    def write_pictures(self, summary: Summary, watch: Callable[[str, int, int], None]) -> list[str]:
+        return write_pictures(
+            self._out, self._spec, self._result, summary, self._frames, self._truth or None, watch
+        )  # fmt: skip

@@ -16,8 +16,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from paceline.pipeline.speculation.counters import Counters
-from paceline.pipeline.speculation.ending import ending
-from paceline.pipeline.speculation.window import Coupling, FinishReason, SpeculationError, Verdict, Window
+from paceline.pipeline.speculation.window import Coupling, FinishReason, SpeculationError, Verdict, Window, ending
 
 __all__ = ["Acceptor", "Check"]
 

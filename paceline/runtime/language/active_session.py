@@ -6,11 +6,10 @@ import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from paceline.pipeline.speculation.ending import ending
 from paceline.pipeline.speculation.verify_scheduler import VerifyScheduler
-from paceline.pipeline.speculation.window import FinishReason, Verdict
-from paceline.runtime.clock import now
-from paceline.runtime.language.result import TextResult
+from paceline.pipeline.speculation.window import FinishReason, Verdict, ending
+from paceline.runtime.result import TextResult
+from paceline.runtime.timeline import now
 from paceline.stages.lm.text_stream import TextStream
 from paceline.stages.lm.tokenizer import Tokenizer
 

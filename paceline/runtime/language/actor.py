@@ -17,8 +17,8 @@ from paceline.runtime.actor import Done, Work
 from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.language.mailbox import Mailbox
 from paceline.runtime.language.roles import Roles
-from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.result import RankReport
+from paceline.runtime.spec import GenerateSpec
 from paceline.runtime.timeline import Span
 from paceline.stages.lm.tiered_kv import TieredKV
 

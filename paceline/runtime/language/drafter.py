@@ -11,9 +11,16 @@ from paceline.pipeline.speculation.window import Verdict
 from paceline.runtime.actor import Done, Work
 from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.language.actor import LanguageActor
-from paceline.runtime.language.messages import Drafted, Message, SessionStart, Settings, StatsReport, StatsRequest
-from paceline.runtime.language.settings import first_settings
-from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.language.messages import (
+    Drafted,
+    Message,
+    SessionStart,
+    Settings,
+    StatsReport,
+    StatsRequest,
+    first_settings,
+)
+from paceline.runtime.spec import GenerateSpec
 from paceline.runtime.timeline import Span
 from paceline.stages.lm.drafter import DraftStage, can_hedge
 

@@ -7,13 +7,13 @@ from collections.abc import Collection, Sequence
 from paceline.pipeline.speculation.settings import NO_DRAFTER
 from paceline.pipeline.speculation.verify_scheduler import DrafterState, VerifyScheduler
 from paceline.pipeline.speculation.window import Verdict, Window
-from paceline.runtime.clock import now
 from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.language.mailbox import Mailbox
 from paceline.runtime.language.messages import SessionStart, Settings, StatsReport, StatsRequest
 from paceline.runtime.language.roles import Roles
-from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.language.tuning import Tuner
+from paceline.runtime.spec import GenerateSpec
+from paceline.runtime.timeline import now
 
 __all__ = ["DrafterClient"]
 

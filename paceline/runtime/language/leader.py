@@ -13,17 +13,15 @@ import msgspec
 from paceline.pipeline.speculation.verify_scheduler import VerifyScheduler
 from paceline.pipeline.speculation.window import FinishReason, Verdict
 from paceline.runtime.actor import Done, Work
-from paceline.runtime.clock import now
 from paceline.runtime.endpoint import Endpoint
-from paceline.runtime.language.accepting import PendingWindow
 from paceline.runtime.language.active_session import ActiveSession, TextLog
 from paceline.runtime.language.drafter_client import DrafterClient
 from paceline.runtime.language.messages import Drafted, ParkAck, SessionEnd, SessionStart, StatsReport
 from paceline.runtime.language.parked import ParkedSession
-from paceline.runtime.language.result import LanguageResult, TextResult
-from paceline.runtime.language.spec import GenerateSpec
-from paceline.runtime.language.verifier import VerifierActor
-from paceline.runtime.result import RankReport
+from paceline.runtime.language.verifier import PendingWindow, VerifierActor
+from paceline.runtime.result import LanguageResult, RankReport, TextResult
+from paceline.runtime.spec import GenerateSpec
+from paceline.runtime.timeline import now
 from paceline.stages.lm.tokenizer import Tokenizer
 from paceline.stages.lm.verify_stage import VerifyStage
 

@@ -14,7 +14,9 @@ import msgspec
 import torch
 from torch import Tensor
 
-from paceline.pipeline.speculation.window import FinishReason, SpeculationError, Verdict, Window
+from paceline.pipeline.speculation.settings import SpeculationSpec
+from paceline.pipeline.speculation.window import FinishReason, Policy, SpeculationError, Verdict, Window
+from paceline.stages.lm.drafter import can_hedge
 
 __all__ = [
     "Drafted",
@@ -27,11 +29,12 @@ __all__ = [
     "Settings",
     "StatsReport",
     "StatsRequest",
+    "first_settings",
     "pack",
     "record_of",
     "session_of",
     "unpack",
-]  # fmt: skip
+]
 
 
 class SessionStart(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -203,3 +206,18 @@ def session_of(message: Message) -> int | None:
             return None
         case _:
             return message.session
+
+
+_FIRST = Settings(window=4, depth=2, hedge=4)
+"""What `auto` begins with."""
+
+
+def first_settings(spec: SpeculationSpec) -> Settings:
+    """The settings to begin with. Not every drafter can hedge, and `redraft` never uses hedges."""
+    hedges = can_hedge(spec) and spec.policy is not Policy.redraft
+    hedge = _FIRST.hedge if spec.hedge == "auto" else spec.hedge
+    return Settings(
+        window=_FIRST.window if spec.window == "auto" else spec.window,
+        depth=_FIRST.depth if spec.depth == "auto" else spec.depth,
+        hedge=hedge if hedges else 0,
+    )

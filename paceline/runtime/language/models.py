@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.spec import GenerateSpec
 from paceline.stages.lm.drafter import make_drafter
 from paceline.stages.lm.folder import ModelFolder, ModelFolderError
 from paceline.stages.lm.tokenizer import Tokenizer, check_pair

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paceline.pipeline.placement import Placement
+from paceline.pipeline.placement import Placement, Route
 from paceline.pipeline.topology import StageKind, Topology
-from paceline.runtime.route import Route
 
 __all__ = ["Roles"]
 

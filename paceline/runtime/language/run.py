@@ -9,24 +9,25 @@ from pathlib import Path
 import torch
 
 from paceline.pipeline.placement import Placement
-from paceline.pipeline.topology import StageKind
-from paceline.runtime.device import own_device
+from paceline.pipeline.topology import StageKind, Topology
 from paceline.runtime.endpoint import Endpoint
+from paceline.runtime.lanes import own_device
 from paceline.runtime.language.actor import LanguageActor, Progress
 from paceline.runtime.language.drafter import DrafterActor
 from paceline.runtime.language.leader import LeaderActor
 from paceline.runtime.language.models import Models
-from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.roles import Roles
-from paceline.runtime.language.spec import GenerateSpec
-from paceline.runtime.language.tiers import tiers_of
 from paceline.runtime.language.verifier import VerifierActor
 from paceline.runtime.rendezvous import Rendezvous
+from paceline.runtime.result import LanguageResult
+from paceline.runtime.spec import GenerateSpec
 from paceline.runtime.worker import SWITCH_INTERVAL_S, Worker
 from paceline.stages.lm.decoder import Decoder
 from paceline.stages.lm.drafter import DrafterPlace, DraftStage, make_drafter
+from paceline.stages.lm.folder import weights_identity
 from paceline.stages.lm.layer_run import even_runs
 from paceline.stages.lm.ngram import NgramStage
+from paceline.stages.lm.rank_tiers import RankTiers
 from paceline.stages.lm.verify_stage import VerifyStage
 from paceline.stages.sampling_params import SamplingParams
 
@@ -103,7 +104,7 @@ def make_actor(
         drafter = None if spec.plain else make_drafter(topology.speculation)
         drafting = None
         if models.draft is not None:
-            drafting = Decoder.load(models.draft, device, tiers=tiers_of(topology, rank, models))
+            drafting = Decoder.load(models.draft, device, tiers=_tiers_of(topology, rank, models))
         # Without a drafter no session is opened on this rank.
         place = DrafterPlace(params, models.vocab, drafting)
         stage: DraftStage = NgramStage() if drafter is None else drafter.load(place)
@@ -113,7 +114,7 @@ def make_actor(
     runs = even_runs(models.layers, len(roles.verifiers))
     rows = topology.speculation.rows if topology.deterministic else None
     held = runs[roles.verifiers.index(rank)]
-    decoder = Decoder.load(models.target, device, layers=held, rows=rows, tiers=tiers_of(topology, rank, models))
+    decoder = Decoder.load(models.target, device, layers=held, rows=rows, tiers=_tiers_of(topology, rank, models))
     verify = VerifyStage(decoder, params, models.vocab)
     if rank != roles.first:
         actor = VerifierActor(spec, rank, endpoint, notify, name, verify, models.eos)
@@ -125,3 +126,15 @@ def make_actor(
         )
     actor.tiers = decoder.tiers
     return actor
+
+
+def _tiers_of(topology: Topology, rank: int, models: Models) -> RankTiers | None:
+    """The memory tiers of a rank; None where its group has none, or where it runs no model."""
+    spec = topology.tiers.get(Placement(topology).group_of_rank(rank))
+    if spec is None:
+        return None
+    roles = Roles.of(topology)
+    if rank == roles.drafter:
+        return None if models.draft is None else RankTiers(spec, weights_identity(models.draft))
+    identity = weights_identity(models.target)
+    return RankTiers(spec, identity, roles.verifiers.index(rank), len(roles.verifiers))

@@ -10,21 +10,19 @@ import torch
 
 from paceline.kernels.gumbel import DrawKey, GumbelRows, uniforms
 from paceline.kernels.philox import Purpose
-from paceline.pipeline.speculation.ending import ending
-from paceline.pipeline.speculation.window import Coupling, FinishReason
-from paceline.runtime.clock import now
-from paceline.runtime.device import own_device
+from paceline.pipeline.speculation.window import Coupling, FinishReason, ending
+from paceline.pipeline.topology import Topology
+from paceline.runtime.lanes import own_device
 from paceline.runtime.language.active_session import TextLog
 from paceline.runtime.language.models import Models
-from paceline.runtime.language.result import LanguageResult, TextResult
-from paceline.runtime.language.session_store import SessionStore
-from paceline.runtime.language.spec import GenerateSpec
-from paceline.runtime.language.tiers import serial_tiers
-from paceline.runtime.report import peak_rss_bytes
-from paceline.runtime.result import RankReport
+from paceline.runtime.language.parked import SessionStore
+from paceline.runtime.result import LanguageResult, RankReport, TextResult, peak_rss_bytes
+from paceline.runtime.spec import GenerateSpec
+from paceline.runtime.timeline import now
 from paceline.stages.couplings import sample
 from paceline.stages.finite import NotFinite, can_choose
 from paceline.stages.lm.decoder import Decoder
+from paceline.stages.lm.folder import weights_identity
 from paceline.stages.lm.rank_tiers import RankTiers
 from paceline.stages.lm.sequence_kv import SequenceError
 from paceline.stages.lm.text_stream import TextStream
@@ -47,7 +45,7 @@ def generate_serial(
     group = spec.topology.groups[verify.group]
     torch.set_num_threads(group.threads)
     rows = spec.topology.speculation.rows if spec.topology.deterministic else None
-    tiers = tiers or serial_tiers(spec.topology, models)
+    tiers = tiers or _serial_tiers(spec.topology, models)
     decoder = Decoder.load(models.target, own_device(group.device), rows=rows, tiers=tiers)
     if observe is not None and decoder.tiers is not None:
         observe(decoder.tiers.manager)
@@ -143,3 +141,11 @@ def _session(
         id=number, text="".join(pieces), token_ids=tokens[prompt:], finish_reason=reason.value, prompt_tokens=prompt,
         started_s=began - started, first_token_s=(first or now()) - started, finished_s=now() - started,
     )  # fmt: skip
+
+
+def _serial_tiers(topology: Topology, models: Models) -> RankTiers | None:
+    """The memory tiers of the serial reference, which holds all layers with the budgets of one rank of the
+    verifier's group."""
+    verify = next(stage for stage in topology.stages.values() if stage.kind == "verify")
+    spec = topology.tiers.get(verify.group)
+    return None if spec is None else RankTiers(spec, weights_identity(models.target))

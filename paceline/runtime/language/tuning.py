@@ -17,8 +17,7 @@ from paceline.pipeline.speculation.controller import OFF, Controller, Settings, 
 from paceline.pipeline.speculation.estimate import Estimates, Mean
 from paceline.pipeline.speculation.settings import SpeculationSpec
 from paceline.pipeline.speculation.window import Policy, Verdict, Window
-from paceline.runtime.language.messages import StatsReport
-from paceline.runtime.language.settings import first_settings
+from paceline.runtime.language.messages import StatsReport, first_settings
 from paceline.stages.lm.drafter import can_hedge
 
 __all__ = ["Tuner"]

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from paceline.launch.errors import ArgumentError
-from paceline.launch.language.prompts import Prompt, read_prompts
+from paceline.launch.language.request import Prompt, read_prompts
 from paceline.launch.workload import Workload
 from paceline.pipeline.network import CurveSpec
 from paceline.pipeline.tiers import NvmeSpec, TierSpec
-from paceline.runtime.curve import load_curve
+from paceline.runtime.auth import load_curve
 from paceline.runtime.errors import RendezvousError
 from paceline.stages.tier_spec import budget_of
 from paceline.stages.world_file import find_weights

@@ -15,7 +15,7 @@ import pytest
 from paceline.pipeline.load import load_topology
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.serial import generate_serial
-from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.spec import GenerateSpec
 from paceline.stages.sampling_params import SamplingParams
 from tests.harness import ROOT
 from tests.launch.language.runs import PACELINE, GenerateRun, command

@@ -10,11 +10,10 @@ import pytest
 
 from paceline.kernels.philox import session_seed
 from paceline.launch.errors import ArgumentError
-from paceline.launch.language.prompts import Prompt
-from paceline.launch.language.request import Asked, make_spec
+from paceline.launch.language.request import Asked, Prompt, make_spec
 from paceline.pipeline.load import load_topology
 from paceline.runtime.language.parked import ParkedSession
-from paceline.runtime.language.spec import GenerateSpec
+from paceline.runtime.spec import GenerateSpec
 from paceline.stages.lm.folder import ModelFolderError
 from paceline.stages.lm.generation_config import GenerationDefaults
 from tests.harness import ROOT

@@ -9,8 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from paceline.launch.errors import RunFailedError
-from paceline.launch.interrupts import Interrupts
+from paceline.launch.errors import Interrupts, RunFailedError
 from paceline.launch.process import WorkerCommand
 from paceline.launch.run_dir import RunDir
 from paceline.launch.supervise import Supervisor

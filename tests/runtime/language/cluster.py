@@ -19,12 +19,12 @@ from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.language.actor import LanguageActor
 from paceline.runtime.language.leader import LeaderActor
 from paceline.runtime.language.models import Models
-from paceline.runtime.language.result import LanguageResult
 from paceline.runtime.language.roles import Roles
 from paceline.runtime.language.run import make_worker
 from paceline.runtime.language.serial import generate_serial
-from paceline.runtime.language.spec import GenerateSpec
 from paceline.runtime.rendezvous import Rendezvous
+from paceline.runtime.result import LanguageResult
+from paceline.runtime.spec import GenerateSpec
 from paceline.stages.sampling_params import SamplingParams
 from tests.harness import ROOT, free_port
 

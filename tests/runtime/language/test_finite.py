@@ -14,7 +14,7 @@ from paceline.pipeline.speculation.window import Window
 from paceline.runtime.language import serial as serial_module
 from paceline.runtime.language.actor import LanguageActor
 from paceline.runtime.language.drafter import DrafterActor
-from paceline.runtime.language.result import LanguageResult
+from paceline.runtime.result import LanguageResult
 from paceline.stages.finite import can_choose
 from paceline.stages.lm.decoder import Decoder
 from paceline.stages.lm.draft_stage import ModelDraftStage

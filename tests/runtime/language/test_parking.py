@@ -12,8 +12,8 @@ from paceline.pipeline.topology import Topology
 from paceline.runtime.language.actor import LanguageActor
 from paceline.runtime.language.leader import LeaderActor
 from paceline.runtime.language.parked import read_parked, session_folder
-from paceline.runtime.language.result import LanguageResult
-from paceline.runtime.language.spec import GenerateSpec, Resumed
+from paceline.runtime.result import LanguageResult
+from paceline.runtime.spec import GenerateSpec, Resumed
 from tests.runtime.language.cluster import Cluster, generate, language, serial, spec_of
 from tests.runtime.language.test_same_text import check_all_free
 from tests.runtime.language.test_tiers import BLOCK, told

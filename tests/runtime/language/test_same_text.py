@@ -21,8 +21,8 @@ from paceline.runtime.language.active_session import ActiveSession, TextLog
 from paceline.runtime.language.actor import LanguageActor
 from paceline.runtime.language.leader import LeaderActor
 from paceline.runtime.language.messages import Drafted, HiddenStates, Message, pack, unpack
-from paceline.runtime.language.result import LanguageResult
-from paceline.runtime.language.spec import SessionOptions
+from paceline.runtime.result import LanguageResult
+from paceline.runtime.spec import SessionOptions
 from paceline.stages.lm.text_stream import TextStream
 from paceline.stages.lm.tokenizer import Tokenizer
 from paceline.stages.sampling_params import SamplingParams

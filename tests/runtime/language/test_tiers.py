@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from paceline.runtime.language.actor import LanguageActor
-from paceline.runtime.language.result import LanguageResult
+from paceline.runtime.result import LanguageResult
 from tests.runtime.language.cluster import Cluster, generate, language, serial, spec_of, texts
 from tests.runtime.language.test_same_text import check_all_free
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from paceline.runtime.language.models import Models
-from paceline.runtime.language.result import LanguageResult
+from paceline.runtime.result import LanguageResult
 from tests.launch.language.pair import SHAPE, VOCAB, save_pair, save_tokenizer
 from tests.runtime.language.cluster import generate, language, serial, spec_of, texts
 

@@ -1,4 +1,4 @@
-"""What the ranks of a run know and other processes of the machine don't.
+"""Who may join a run: ranks that know its secret and, beyond loopback, hosts whose CURVE keys are allowed.
 
 Ranks meet in a store that anybody on loopback can read and write (`rendezvous.py`). What one of them leaves there
 carries an HMAC-SHA-256 under the run's secret, so what somebody else writes is refused, and the first message to a peer
@@ -9,16 +9,37 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import logging
 import os
 import secrets
 import stat
+import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from paceline.pipeline.network import CurveSpec, NetworkSpec
 from paceline.runtime.errors import RendezvousError
 
-__all__ = ["SECRET_FILE", "SECRET_VARIABLE", "RunSecret", "find_secret", "make_secret"]
+if TYPE_CHECKING:
+    import zmq
+    from zmq.auth.thread import ThreadAuthenticator
+
+__all__ = [
+    "SECRET_FILE",
+    "SECRET_VARIABLE",
+    "CurveKeys",
+    "RunSecret",
+    "check_bind",
+    "find_secret",
+    "is_loopback",
+    "load_curve",
+    "make_secret",
+    "start_authenticator",
+]
+
 
 SECRET_FILE = "secret"
 """In the run's folder, where one launcher starts all ranks."""
@@ -76,9 +97,6 @@ def find_secret(run_dir: Path | None, address: str, environment: Mapping[str, st
         return RunSecret(named.encode())
     if run_dir is not None and (run_dir / SECRET_FILE).exists():
         return RunSecret(_read(run_dir / SECRET_FILE))
-    # Imported here: the launcher makes secrets, and needs no ZMQ.
-    from paceline.runtime.curve import is_loopback
-
     if not is_loopback(address):
         return RunSecret()
     cache = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paceline"
@@ -119,3 +137,82 @@ def _read(path: Path) -> bytes:
         if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
             raise RendezvousError(f"others can read or have made {path}; remove it, and a new one is made")
         return file.read()
+
+
+_KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class CurveKeys:
+    """This host's key pair (Z85) and the public keys that it talks to."""
+
+    public: bytes
+    secret: bytes
+    folder: Path
+    allowed: frozenset[bytes]
+
+    def check_peer(self, rank: int, public: bytes) -> None:
+        """Raise `RendezvousError` unless the key that a peer announced is on the list.
+
+        Keys come by the store, which is not authenticated, so they count for nothing by themselves.
+        """
+        if public not in self.allowed:
+            raise RendezvousError(
+                f"rank {rank} announces the key {public.decode('ascii', 'replace')!r}, which is not in {self.folder}; "
+                "put the public certificate of its host there",
+                [rank],
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to bind stays on this machine. Names of interfaces other than `lo` do not."""
+    if host in ("localhost", "lo"):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def check_bind(network: NetworkSpec) -> None:
+    """Raise `RendezvousError` where tcp would listen beyond loopback without keys."""
+    if network.curve is None and not is_loopback(network.bind):
+        raise RendezvousError(
+            f"network.bind is {network.bind!r}, beyond loopback, but there is no network.curve; make keys with "
+            "zmq.auth.create_certificates and set network.curve.secret and network.curve.allow, or bind 127.0.0.1"
+        )
+
+
+def load_curve(spec: CurveSpec) -> CurveKeys:
+    """The keys that a topology names. Raises `RendezvousError` where they are missing, unfit or open to others."""
+    # Imported here, as below: the launcher makes secrets, and needs no ZMQ.
+    import zmq.auth
+    from zmq.utils import z85
+
+    certificate, folder = (Path(os.path.expanduser(path)) for path in (spec.secret, spec.allow))
+    try:
+        mode = certificate.stat().st_mode
+        public, secret = zmq.auth.load_certificate(certificate)
+        allowed = [zmq.auth.load_certificate(path)[0] for path in sorted(folder.glob("*.key"))]
+        for key in (public, secret, *allowed):
+            if key is not None and len(z85.decode(key)) != _KEY_BYTES:
+                raise ValueError(f"{key!r} is no key")
+    except (OSError, ValueError, LookupError, ArithmeticError, struct.error) as error:
+        raise RendezvousError(f"network.curve: {error}; make certificates with zmq.auth.create_certificates") from error
+    if secret is None:
+        raise RendezvousError(f"network.curve.secret: {spec.secret} holds no secret key; name the .key_secret file")
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise RendezvousError(f"network.curve.secret: others can read {spec.secret}; run `chmod 600 {spec.secret}`")
+    if not allowed:
+        raise RendezvousError(f"network.curve.allow: no .key file in {spec.allow}; put the hosts' public ones there")
+    return CurveKeys(public, secret, folder, frozenset(allowed))
+
+
+def start_authenticator(context: zmq.Context[zmq.Socket[bytes]], keys: CurveKeys) -> ThreadAuthenticator:
+    """Let only the allowed keys in, for all CURVE servers of this context, until `stop()`."""
+    from zmq.auth.thread import ThreadAuthenticator
+
+    authenticator = ThreadAuthenticator(context)
+    authenticator.start()
+    authenticator.configure_curve(domain="*", location=str(keys.folder))
+    return authenticator
