@@ -25,6 +25,11 @@ def check_parking(spec: GenerateSpec, models: Models) -> None:
     """
     if spec.park is None and not spec.resumed:
         return
+    if models.plan.state_bytes:
+        raise ArgumentError(
+            f"{models.target} has layers with a state of constant size, which is not parked; run it without --park and "
+            "--resume"
+        )
     verify = spec.topology.stages[spec.topology.stage_of(StageKind.verify)]
     tiers = spec.topology.tiers.get(verify.group)
     if tiers is None:

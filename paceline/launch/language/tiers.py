@@ -37,10 +37,16 @@ def check_tiers_hold(spec: GenerateSpec, models: Models, prompts: Sequence[int])
         if tiers.nvme is not None:
             make_writable(f"{key}.nvme.path: {tiers.nvme.path}", nvme_folder(tiers.nvme))
         ranks = 1 if spec.serial else topology.groups[stage.group].ranks
-        first, last = even_runs(plan.layers, ranks)[0]
+        held = [plan.kv_layers(first, last) for first, last in even_runs(plan.layers, ranks)]
         dtype = plan.folder.dtype_on(topology.groups[stage.group].device)
         try:
-            layout = RankTiers(tiers, "").layout(last - first, plan.kv_shape, dtype)
+            shape = plan.kv_shape
+            if not min(held):
+                raise ValueError(
+                    f"rank {held.index(0)} of the group holds no attention layer, and so no KV; lower "
+                    f"groups.{stage.group}.ranks, or run without tiers"
+                )
+            layout = RankTiers(tiers, "").layout(max(held), shape, dtype)
             stored = None if tiers.bits is None else stored_nbytes(layout, tiers.bits)
             slots = budget_of(tiers).slots(layout, stored)
         except (TierError, ValueError) as error:
