@@ -62,6 +62,11 @@ def check_parking(spec: GenerateSpec, models: Models) -> None:
     """
     if spec.park is None and not spec.resumed:
         return
+    if models.plan.state_bytes:
+        raise ArgumentError(
+            f"{models.target} has layers with a state of constant size, which is not parked; run it without --park and "
+            "--resume"
+        )
     verify = spec.topology.stages[spec.topology.stage_of(StageKind.verify)]
     tiers = spec.topology.tiers.get(verify.group)
     if tiers is None:
@@ -147,10 +152,16 @@ def check_tiers_hold(spec: GenerateSpec, models: Models, prompts: Sequence[int])
         if tiers.nvme is not None:
             make_writable(f"{key}.nvme.path: {tiers.nvme.path}", nvme_folder(tiers.nvme))
         ranks = 1 if spec.serial else topology.groups[stage.group].ranks
-        first, last = even_runs(plan.layers, ranks)[0]
+        held = [plan.kv_layers(first, last) for first, last in even_runs(plan.layers, ranks)]
         dtype = plan.folder.dtype_on(topology.groups[stage.group].device)
         try:
-            layout = RankTiers(tiers, "").layout(last - first, plan.kv_shape, dtype)
+            shape = plan.kv_shape
+            if not min(held):
+                raise ValueError(
+                    f"rank {held.index(0)} of the group holds no attention layer, and so no KV; lower "
+                    f"groups.{stage.group}.ranks, or run without tiers"
+                )
+            layout = RankTiers(tiers, "").layout(max(held), shape, dtype)
             stored = None if tiers.bits is None else stored_nbytes(layout, tiers.bits)
             slots = budget_of(tiers).slots(layout, stored)
         except (TierError, ValueError) as error:

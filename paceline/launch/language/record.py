@@ -88,7 +88,7 @@ def record_generation(
     verify = topology.stages[topology.stage_of(StageKind.verify)]
     named = topology.tiers.get(verify.group)
     shape = TierSpec(hbm=1, block_size=16 if named is None else named.block_size)
-    layout = RankTiers(shape, "").layout(models.layers, models.plan.kv_shape, torch.float32)
+    layout = RankTiers(shape, "").layout(models.plan.kv_layers(0, models.layers), models.plan.kv_shape, torch.float32)
     room = (layout.blocks(longest + topology.speculation.rows) + _SPARE) * layout.layers
     # Everything fits, and every step is measured.
     tiers = TierSpec(hbm=room * layout.block_nbytes, block_size=shape.block_size, refresh=1)

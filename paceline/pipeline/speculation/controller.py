@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from paceline.pipeline.speculation.estimate import Estimates, Mean
 from paceline.pipeline.speculation.formula import Costs, pipelined, sequential
+from paceline.pipeline.speculation.settings import AUTO_DEPTHS, AUTO_WINDOWS
 
 __all__ = ["OFF", "Controller", "Settings", "predict", "ready_share"]
 
@@ -96,8 +97,8 @@ class Controller:
     is off, since nothing is learnt about acceptance meanwhile.
     """
 
-    windows: Sequence[int] = (1, 2, 3, 4, 6, 8, 12)
-    depths: Sequence[int] = (1, 2, 3, 4)
+    windows: Sequence[int] = AUTO_WINDOWS
+    depths: Sequence[int] = AUTO_DEPTHS
     hedges: Sequence[int] = (0, 2, 4, 8)
     slots: int = 1
     hysteresis: float = 0.03

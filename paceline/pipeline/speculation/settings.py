@@ -9,9 +9,12 @@ from pydantic import Field
 from paceline.pipeline.speculation.window import Coupling, Policy
 from paceline.pipeline.strict_model import LONGEST_MS, StrictModel
 
-__all__ = ["NO_DRAFTER", "LanguageSpec", "SpeculationSpec"]
+__all__ = ["AUTO_DEPTHS", "AUTO_WINDOWS", "NO_DRAFTER", "LanguageSpec", "SpeculationSpec"]
 
 Auto = Literal["auto"]
+
+AUTO_WINDOWS, AUTO_DEPTHS = (1, 2, 3, 4, 6, 8, 12), (1, 2, 3, 4)
+"""What `auto` chooses from."""
 
 
 NO_DRAFTER = "none"
@@ -51,3 +54,11 @@ class SpeculationSpec(StrictModel):
     rows: int = Field(16, ge=1, le=1024)
     """With `deterministic: true` every pass computes this many rows of one session, padded, so that what else is in
     a batch can't change a bit."""
+
+    @property
+    def rollback(self) -> int:
+        """Positions that a rejection may take back: those of all windows in flight and of the one being drafted, each
+        with the target's own token before and behind it."""
+        window = max(AUTO_WINDOWS) if self.window == "auto" else self.window
+        depth = max(AUTO_DEPTHS) if self.depth == "auto" else self.depth
+        return (depth + 2) * (window + 2)

@@ -96,6 +96,7 @@ def make_actor(
 ) -> LanguageActor:
     """The actor of a rank, whose stage has a name, with its model loaded."""
     topology, roles = spec.topology, Roles.of(spec.topology)
+    rollback = topology.speculation.rollback
 
     def params(session: int) -> SamplingParams:
         return spec.options(session).sampling
@@ -104,7 +105,7 @@ def make_actor(
         drafter = None if spec.plain else make_drafter(topology.speculation)
         drafting = None
         if models.draft is not None:
-            drafting = Decoder.load(models.draft, device, tiers=_tiers_of(topology, rank, models))
+            drafting = Decoder.load(models.draft, device, tiers=_tiers_of(topology, rank, models), rollback=rollback)
         # Without a drafter no session is opened on this rank.
         place = DrafterPlace(params, models.vocab, drafting)
         stage: DraftStage = NgramStage() if drafter is None else drafter.load(place)
@@ -114,7 +115,8 @@ def make_actor(
     runs = even_runs(models.layers, len(roles.verifiers))
     rows = topology.speculation.rows if topology.deterministic else None
     held = runs[roles.verifiers.index(rank)]
-    decoder = Decoder.load(models.target, device, layers=held, rows=rows, tiers=_tiers_of(topology, rank, models))
+    tiers = _tiers_of(topology, rank, models)
+    decoder = Decoder.load(models.target, device, layers=held, rows=rows, tiers=tiers, rollback=rollback)
     verify = VerifyStage(decoder, params, models.vocab)
     if rank != roles.first:
         actor = VerifierActor(spec, rank, endpoint, notify, name, verify, models.eos)

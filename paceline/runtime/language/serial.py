@@ -46,7 +46,7 @@ def generate_serial(
     torch.set_num_threads(group.threads)
     rows = spec.topology.speculation.rows if spec.topology.deterministic else None
     tiers = tiers or _serial_tiers(spec.topology, models)
-    decoder = Decoder.load(models.target, own_device(group.device), rows=rows, tiers=tiers)
+    decoder = Decoder.load(models.target, own_device(group.device), rows=rows, tiers=tiers, rollback=0)
     if observe is not None and decoder.tiers is not None:
         observe(decoder.tiers.manager)
     text_log = TextLog(log)

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 
+from paceline.stages.lm.recurrence import Recurrence
 from paceline.stages.lm.sequence_kv import KV, KVError
+from paceline.stages.lm.sequence_state import SequenceState
 from paceline.tiers.errors import BlockLost, TierFull
 
 __all__ = ["IMPLEMENTATION", "KeysSeen", "Listener", "Pair", "Pass", "PassCache", "Segment", "attach"]
@@ -37,12 +39,13 @@ class Segment:
     where there is no room for them, and where KV that they read is lost.
     """
 
-    __slots__ = ("begin", "end", "first", "kv", "last", "start", "stop")
+    __slots__ = ("begin", "end", "first", "kv", "last", "start", "stop", "tile")
 
     def __init__(self, kv: KV, begin: int, rows: int, start: int, new: range | None = None) -> None:
         self.kv = kv
         self.begin, self.end = begin, begin + rows
         self.start, self.stop = start, start + rows
+        self.tile = new is not None
         new = new or range(rows)
         self.first, self.last = new.start, new.stop
         with self._named():
@@ -63,6 +66,19 @@ class Segment:
         q = q_HMD.narrow(1, self.begin, self.end - self.begin)
         with self._named():
             return self.kv.attend(layer, q, self.start, scale, window, range(self.first, self.last))
+
+    def recur(self, layer: int, rows: tuple[Tensor, ...], rule: Recurrence) -> Tensor:
+        """What the segment's rows `[rows, ...]` read of the state of a layer; padding reads zeros. In a tile every row
+        is computed by itself."""
+        if not isinstance(self.kv, SequenceState):
+            raise TypeError("a layer has a state of its own, and its sequence none")
+        new = tuple(part[self.begin + self.first : self.begin + self.last] for part in rows)
+        read = self.kv.recur(layer, new, rule, self.tile)
+        if len(read) == self.end - self.begin:
+            return read
+        padded = read.new_zeros(self.end - self.begin, *read.shape[1:])
+        padded[self.first : self.last] = read
+        return padded
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -95,6 +111,9 @@ class Listener(Protocol):
     ) -> Tensor:
         """Attention `[1, M, H, D]` of all rows; `mask` is what the layer was given for one, and `kv` are the keys and
         values `[1, Hkv, M, D]` that it means."""
+
+    def recur(self, layer: int, rows: tuple[Tensor, ...], rule: Recurrence) -> Tensor:
+        """What rows `[M, ...]` read of the state of constant size that a layer has, when they were written."""
 
 
 class Pass:
@@ -129,6 +148,11 @@ class Pass:
         parts = [segment.attend(index, q_HMD, scale, window) for segment in self.segments]
         return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).transpose(1, 2).contiguous()
 
+    def recur(self, layer: int, rows: tuple[Tensor, ...], rule: Recurrence) -> Tensor:
+        """What all rows `[M, ...]` read of the states of their sequences."""
+        parts = [segment.recur(layer - self.first_layer, rows, rule) for segment in self.segments]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
 
 class PassCache(Cache):
     """What a Transformers layer takes for its cache: hands new keys and values to the pass of the moment."""
@@ -143,6 +167,12 @@ class PassCache(Cache):
             raise RuntimeError("the cache has no pass")
         self.current.write(layer_idx, key_states[0], value_states[0])
         return key_states, value_states
+
+    def recur(self, layer_idx: int, rows: tuple[Tensor, ...], rule: Recurrence) -> Tensor:
+        """Hand on the rows `[M, ...]` of a layer whose state has a constant size; gives what they read."""
+        if self.current is None:
+            raise RuntimeError("the cache has no pass")
+        return self.current.recur(layer_idx, rows, rule)
 
 
 def attach(layer: nn.Module, cache: PassCache) -> None:

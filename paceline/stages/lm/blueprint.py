@@ -74,5 +74,15 @@ class Blueprint:
 
     @property
     def kv_shape(self) -> tuple[int, int]:
-        """KV heads of a layer, and the size of one. Raises `ModelFolderError` where layers differ."""
+        """KV heads of a layer, and the size of one. Raises `ModelFolderError` where layers differ, and where none keeps
+        KV."""
         return kv_shape_of(self.traits)
+
+    def kv_layers(self, first: int, last: int) -> int:
+        """How many of the layers `[first, last)` keep KV."""
+        return sum(not each.state_bytes for each in self.traits[first:last])
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state of constant size that a sequence has in layers that keep no KV."""
+        return sum(each.state_bytes for each in self.traits)

@@ -16,12 +16,15 @@ from paceline.stages.lm.loader import load_run
 from paceline.stages.lm.rank_tiers import RankTiers
 from paceline.stages.lm.self_check import self_check
 from paceline.stages.lm.sequence_kv import KV, KVError, SequenceError, SequenceKV
+from paceline.stages.lm.sequence_state import SequenceState, reachable
 from paceline.stages.lm.tiered_kv import TieredKV
 from paceline.tiers.errors import TierError
 
 __all__ = ["Decoder"]
 
 _TRIES = 8
+_ROLLBACK = 512
+"""Positions that can be taken back in layers whose state has a constant size, where nobody says otherwise."""
 _PROMPT = 16
 """New positions from which a forward counts as one over a prompt, whose beginning others may have, too."""
 
@@ -40,9 +43,19 @@ class Decoder:
 
     With `tiers`, KV lies in blocks over memory tiers, a fork shares them, and a forward is cut into passes that hbm
     holds. KV that can't be read back is computed again where this run is the first, which knows the tokens.
+
+    Layers whose state has a constant size go back `rollback` positions at least, and to none. Where KV of other layers
+    is lost further back, all positions are computed again.
     """
 
-    def __init__(self, run: LayerRun, plan: Blueprint, rows: int | None = None, tiers: TieredKV | None = None) -> None:
+    def __init__(
+        self,
+        run: LayerRun,
+        plan: Blueprint,
+        rows: int | None = None,
+        tiers: TieredKV | None = None,
+        rollback: int = _ROLLBACK,
+    ) -> None:
         if rows is not None and rows < 1:
             raise ValueError(f"rows is {rows}; it has to be at least 1, or None for packed forwards")
         if rows is not None and rows > 1 and plan.mixes_rows:
@@ -57,6 +70,7 @@ class Decoder:
         self.max_positions = run.max_positions
         self.device, self.dtype = run.device, run.dtype
         self.tiers = tiers
+        self._rollback = rollback
         self._sequences: dict[int, KV] = {}
         self._tokens: dict[int, list[int]] = {}
         """By sequence, the tokens of its positions: where KV may get lost and this run can compute it again."""
@@ -71,6 +85,7 @@ class Decoder:
         layers: tuple[int, int] | None = None,
         rows: int | None = None,
         tiers: RankTiers | None = None,
+        rollback: int = _ROLLBACK,
     ) -> Decoder:
         """Load layers `[first, last)` (None: all) of the model in a folder, and check them against the model's own
         forward; see `load_run` for dtype and errors. Raises `TierError` for tiers that can't be."""
@@ -85,23 +100,28 @@ class Decoder:
         finally:
             if small is not None:
                 small.close()
-        return cls(run, plan, rows, None if tiers is None else TieredKV(tiers.manager(run)))
+        return cls(run, plan, rows, None if tiers is None else TieredKV(tiers.manager(run)), rollback)
 
     # -- sequences -----------------------------------------------------------------------------------------------------
 
     def open(self) -> int:
         """A new, empty sequence."""
-        return self._add(SequenceKV(len(self.layers)) if self.tiers is None else self.tiers.new(), [])
+        kv: KV = SequenceKV(self._run.kv_layers) if self.tiers is None else self.tiers.new()
+        if any(self._run.of_state):
+            kv = SequenceState(kv, self._run.of_state, self._rollback)
+        return self._add(kv, [])
 
     def fork(self, sequence: int, length: int) -> int:
         """A new sequence that has the first `length` positions of another one: a copy, or over tiers the same blocks
-        until one of both writes. Raises `ValueError` where there are not so many."""
+        until one of both writes. Raises `ValueError` where there are not so many, and where states of constant size
+        don't go back so far."""
         kv = self._held(sequence, length)
         with torch.inference_mode():
             return self._add(kv.fork(length), self._tokens.get(sequence, [])[:length])
 
     def truncate(self, sequence: int, length: int) -> None:
-        """Forget the positions from `length` on. Raises `ValueError` where there are not so many."""
+        """Forget the positions from `length` on. Raises `ValueError` where there are not so many, and where states of
+        constant size don't go back so far."""
         self._held(sequence, length).length = length
         if sequence in self._tokens:
             del self._tokens[sequence][length:]
@@ -221,8 +241,8 @@ class Decoder:
         self, batch: Sequence[tuple[int, Tensor]], kvs: list[KV], inputs: list[Tensor], keep: Sequence[int]
     ) -> tuple[list[KV], list[Tensor]]:
         """Sequences and inputs, less what a sequence before had computed of the same text: its blocks are shared. Only
-        where this run holds all layers, as others need the hidden states of every position."""
-        if self.tiers is None or not (self.first and self.last):
+        where this run holds all layers, as others need the hidden states of every position, and all of them keep KV."""
+        if self.tiers is None or not (self.first and self.last) or any(self._run.of_state):
             return kvs, inputs
         kvs, inputs = list(kvs), list(inputs)
         for index, ((sequence, _), k) in enumerate(zip(batch, keep, strict=True)):
@@ -248,7 +268,7 @@ class Decoder:
             if tokens is None or self.tiers is None or error.start is None or error.kv is not kv:
                 break
             self.tiers.forget()
-            kept = min(kv.length, error.start)
+            kept = reachable(kv, min(kv.length, error.start))
             self.tiers.recomputed += kv.length - kept
             kv.length = kept
             try:

@@ -53,6 +53,8 @@ class ModelFolder:
         # files should not wait for them.
         from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
+        from paceline.stages.lm.memory import model  # noqa: F401 (registers its model type)
+
         if getattr(config, "is_encoder_decoder", False):
             raise ModelFolderError(
                 f"{path}: `{config.model_type}` is an encoder-decoder; give a decoder-only language model"
@@ -83,6 +85,8 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _config(path: Path, raw: dict[str, Any]) -> Any:
     from transformers import AutoConfig
+
+    from paceline.stages.lm.memory import config  # noqa: F401 (registers its model type)
 
     try:
         return AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)

@@ -78,6 +78,16 @@ class LayerRun:
         return sum(held.values())
 
     @property
+    def of_state(self) -> tuple[bool, ...]:
+        """By layer: whether it has a state of constant size in the place of KV."""
+        return tuple(each.state_bytes > 0 for each in self.traits)
+
+    @property
+    def kv_layers(self) -> int:
+        """Layers that keep KV."""
+        return self.of_state.count(False)
+
+    @property
     def kv_shape(self) -> tuple[int, int]:
         """KV heads of a layer, and the size of one. Raises `ModelFolderError` where layers differ."""
         return kv_shape_of(self.traits)

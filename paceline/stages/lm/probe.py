@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from paceline.stages.lm.anatomy import Anatomy
 from paceline.stages.lm.attention import IMPLEMENTATION, KeysSeen, Listener, Pair, PassCache, attach
 from paceline.stages.lm.folder import ModelFolderError, first_line
+from paceline.stages.lm.recurrence import Recurrence, nbytes_of
 from paceline.stages.lm.skeleton import PassedOn, put
 from paceline.stages.lm.traits import LayerTraits
 
@@ -69,6 +70,8 @@ class _Layer:
     def __init__(self) -> None:
         self.kv: list[Pair] = []
         self.masks: list[object] = []
+        self.states: list[int] = []
+        """Bytes of the states of constant size that it has."""
         self.as_tuple = False
         self.handed: set[str] = set()
 
@@ -97,6 +100,12 @@ class _Notes(Listener):
                 "its attention reads other keys and values than those that it puts into the cache"
             )
         return q_HMD.new_empty(1, q_HMD.shape[1], q_HMD.shape[0], seen.kv[-1][1].shape[2])
+
+    def recur(self, layer: int, rows: tuple[Tensor, ...], rule: Recurrence) -> Tensor:
+        """Take in what a layer hands to its state of constant size."""
+        state = rule.empty()
+        self.layers[layer].states.append(nbytes_of(state))
+        return rule.advance(state, tuple(part[:1] for part in rows))[1].expand(len(rows[0]), -1)
 
 
 def _listened(model: Any) -> tuple[LayerTraits, ...]:
@@ -154,11 +163,12 @@ def _noting(seen: _Layer) -> Any:
 
 def _traits(model: str, part: Any, seen: _Layer) -> LayerTraits:
     where = f"{model}: its layer `{part.name}` ({type(part.module).__name__})"
-    if len(seen.kv) != 1:
+    of_state = len(seen.states) == 1 and not seen.kv and not seen.masks
+    if not of_state and len(seen.kv) != 1:
         raise ModelFolderError(
             f"{where} keeps its state in a way that is no KV cache; give a model with attention in every layer"
         )
-    if len(seen.masks) != 1:
+    if not of_state and len(seen.masks) != 1:
         raise ModelFolderError(
             f"{where} has an attention of its own, beside Transformers' interface; models built like Llama, Qwen3 or "
             "GPT-2 run"
@@ -166,6 +176,8 @@ def _traits(model: str, part: Any, seen: _Layer) -> LayerTraits:
     odd = sorted(seen.handed - _HANDED)
     if odd:
         raise ModelFolderError(f"{where} is given `{odd[0]}`, which is not supported; give another model")
+    if of_state:
+        return LayerTraits(None, 0, 0, 0, seen.as_tuple, seen.states[0])
     mask = seen.masks[0]
     if not isinstance(mask, KeysSeen) or not mask.understood:
         raise ModelFolderError(

@@ -34,7 +34,7 @@ class RankTiers:
 
     def small(self, run: LayerRun) -> RankTiers:
         """The same in a small size, all in memory and exact: for a few tokens, most of whose blocks leave hbm."""
-        layout = self.layout(len(run.layers), run.kv_shape, run.dtype)
+        layout = self.layout(run.kv_layers, run.kv_shape, run.dtype)
         bytes_of = layout.block_nbytes * layout.layers
         few = {
             "hbm": _HBM * bytes_of,
@@ -58,7 +58,7 @@ class RankTiers:
     def manager(self, run: LayerRun) -> TierManager:
         """The manager for a run of layers. Raises `TierError` where its budgets are too small or its folder can't be
         used."""
-        layout = self.layout(len(run.layers), run.kv_shape, run.dtype)
+        layout = self.layout(run.kv_layers, run.kv_shape, run.dtype)
         settings, name = settings_of(self.spec, layout), self._name(run.layers)
         return TierManager(layout, budget_of(self.spec), settings, run.device, name, self.rank, self.world)
 

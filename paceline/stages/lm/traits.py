@@ -20,12 +20,19 @@ class LayerTraits:
     value_size: int
     as_tuple: bool
     """Whether the layer gives its result as the first of a tuple."""
+    state_bytes: int = 0
+    """Bytes of the state of constant size that it has for a sequence; 0: it keeps KV."""
 
 
 def kv_shape_of(traits: tuple[LayerTraits, ...]) -> tuple[int, int]:
-    """KV heads of each of these layers, and the size of one. Raises `ModelFolderError` where they are not the same, as
-    blocks of KV have one shape."""
-    shapes = sorted({(each.kv_heads, each.key_size, each.value_size) for each in traits})
+    """KV heads of those of these layers that keep KV, and the size of one. Raises `ModelFolderError` where there are
+    none, and where they are not the same, as blocks of KV have one shape."""
+    shapes = sorted({(each.kv_heads, each.key_size, each.value_size) for each in traits if not each.state_bytes})
+    if not shapes:
+        raise ModelFolderError(
+            "its layers keep a state of constant size, and no KV that memory tiers could hold; run the model without "
+            "tiers"
+        )
     if len(shapes) > 1:
         one, other = shapes[:2]
         raise ModelFolderError(

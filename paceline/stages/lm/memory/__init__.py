@@ -1,0 +1,1 @@
+"""Language models with memory layers: a state of constant size in the place of KV."""
