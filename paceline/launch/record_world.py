@@ -15,8 +15,7 @@ from paceline.runtime.spec import RunSpec
 from paceline.stages.frame_tiers import frame_layout
 from paceline.stages.frame_trace import FrameRecorder, FrameTrace
 from paceline.stages.world_file import WorldHeader
-from paceline.tiers.traces.format import TraceHeader
-from paceline.tiers.traces.writer import TraceWriter
+from paceline.tiers.traces.format import TraceHeader, TraceWriter
 
 __all__ = ["record_world"]
 

@@ -17,9 +17,9 @@ from paceline.stages.lm.layer_run import even_runs
 from paceline.stages.lm.rank_tiers import RankTiers
 from paceline.stages.tier_spec import budget_of, nvme_folder
 from paceline.tiers.errors import StoreError, TierError
-from paceline.tiers.fingerprint import Fingerprint
 from paceline.tiers.packed_memory import stored_nbytes
 from paceline.tiers.parking import parked_fingerprint
+from paceline.tiers.store_file import Fingerprint
 
 __all__ = ["check_models", "check_parked_tokens", "check_parking", "check_tiers_hold"]
 

@@ -21,8 +21,7 @@ from paceline.tiers.attention import Query
 from paceline.tiers.block_stats import Floats
 from paceline.tiers.manager import TierManager
 from paceline.tiers.pool import Blocks
-from paceline.tiers.traces.format import TraceHeader
-from paceline.tiers.traces.writer import TraceWriter
+from paceline.tiers.traces.format import TraceHeader, TraceWriter
 
 __all__ = ["record_generation"]
 
