@@ -8,8 +8,9 @@ from pathlib import Path
 
 from paceline.launch.workload import Recording
 from paceline.pipeline.context import Context
+from paceline.pipeline.stage import StageKind
 from paceline.pipeline.tiers import TierSpec
-from paceline.pipeline.topology import StageKind, WorldTopology
+from paceline.pipeline.topology import WorldTopology
 from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec
 from paceline.stages.frame_tiers import frame_layout

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from paceline.launch.errors import ArgumentError
 from paceline.launch.files import make_writable
+from paceline.pipeline.stage import StageKind
 from paceline.pipeline.strict_model import format_size
-from paceline.pipeline.topology import StageKind
 from paceline.runtime.language.messages import first_settings
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.parked import kv_file, parked_folders

@@ -10,8 +10,9 @@ import torch
 
 from paceline.launch.errors import ArgumentError
 from paceline.launch.workload import Recording
+from paceline.pipeline.stage import StageKind
 from paceline.pipeline.tiers import TierSpec
-from paceline.pipeline.topology import LanguageTopology, StageKind
+from paceline.pipeline.topology import LanguageTopology
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.serial import generate_serial
 from paceline.runtime.spec import GenerateSpec
