@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from harness import Bench, Table, options, say
 
-from paceline.tiers.fingerprint import fingerprint
 from paceline.tiers.layout import Layout
 from paceline.tiers.nvme import Parts, Store
+from paceline.tiers.store_file import fingerprint
 
 THREADS = 4
 ROUNDS = 5

@@ -23,7 +23,7 @@ from paceline.runtime.language.serial import generate_serial
 from paceline.runtime.spec import GenerateSpec
 from paceline.stages.sampling_params import SamplingParams
 from paceline.tiers.policies import policy
-from paceline.tiers.tier import Tier
+from paceline.tiers.settings import Tier
 from paceline.tiers.traces.oracle import belady, ceiling, oracle_score
 from paceline.tiers.traces.planted import FAMILIES, Sizes, planted
 from paceline.tiers.traces.replay import ReplayScore, ReplaySettings, replay, slots_of

@@ -62,9 +62,8 @@ from paceline.stages.dit.network import save_dit
 from paceline.stages.item import Item, Key
 from paceline.tiers.checksum import crc32c
 from paceline.tiers.errors import StoreError, TierFull
-from paceline.tiers.fingerprint import fingerprint
 from paceline.tiers.parking import park, parked_fingerprint, unpark
-from paceline.tiers.store_file import PAGE, read_header, write_header
+from paceline.tiers.store_file import PAGE, fingerprint, read_header, write_header
 from paceline.tiers.traces.format import MAGIC as TRACE_MAGIC
 from paceline.tiers.traces.format import TraceError
 from paceline.tiers.traces.trace import read_trace, write_trace

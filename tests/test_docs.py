@@ -30,14 +30,14 @@ def fields_of(workload: str, path: tuple[str | int, ...] = ()) -> dict[str, Fiel
     found: dict[str, FieldInfo] = {}
     slot = slot_at(path, workload)
     assert slot is not None
-    if slot.model is None:
+    if not slot.models:
         for inside in ("x", 0):
             below = slot.below(inside)
-            if below is not None and below.model:
+            if below is not None and below.models:
                 return fields_of(workload, (*path, inside))
         return {}
-    for name, field in slot.model.model_fields.items():
-        below_path = (*path, field.alias or name)
+    for name, field in slot.fields.items():
+        below_path = (*path, name)
         found[pattern(below_path)] = field
         found |= fields_of(workload, below_path)
     return found

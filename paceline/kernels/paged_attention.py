@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paceline.kernels.merge import merge, reduce_blocks
-from paceline.kernels.partial import Partial
+from paceline.kernels.merge import Partial, merge, reduce_blocks
 from paceline.kernels.scratch import gather
 from paceline.kernels.triton_kernels import triton_kernels
 

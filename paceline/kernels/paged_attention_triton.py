@@ -14,8 +14,7 @@ import triton  # type: ignore[import-not-found]
 import triton.language as tl  # type: ignore[import-not-found]
 from torch import Tensor
 
-from paceline.kernels.merge import reduce_blocks
-from paceline.kernels.partial import Partial
+from paceline.kernels.merge import Partial, reduce_blocks
 
 __all__ = ["paged_decode", "suits"]
 

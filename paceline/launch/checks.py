@@ -9,9 +9,10 @@ from paceline.launch.errors import ArgumentError
 from paceline.pipeline.placement import Placement
 from paceline.pipeline.schema import choice
 from paceline.pipeline.speculation.settings import NO_DRAFTER
+from paceline.pipeline.stage import StageKind
 from paceline.pipeline.strict_model import format_size
 from paceline.pipeline.tiers import TierSpec
-from paceline.pipeline.topology import LanguageTopology, MemorySpec, StageKind, Topology, WorldTopology
+from paceline.pipeline.topology import LanguageTopology, MemorySpec, Topology, WorldTopology
 from paceline.pipeline.unit import ModelShape
 from paceline.stages.world_file import WorldHeader, world_of
 

@@ -26,7 +26,8 @@ from paceline.launch.workload import NOBODY, Audience, Outputs, Recording, Recor
 from paceline.pipeline.costs import Costs, costs_from
 from paceline.pipeline.liveness import check_liveness
 from paceline.pipeline.placement import Placement
-from paceline.pipeline.topology import FrameTopology, StageKind, WorldTopology
+from paceline.pipeline.stage import StageKind
+from paceline.pipeline.topology import FrameTopology, WorldTopology
 from paceline.pipeline.unit import ModelShape
 from paceline.runtime.errors import PacelineError
 from paceline.runtime.result import Decision, RunResult

@@ -16,8 +16,9 @@ from paceline.pipeline.costs import LinkLoad
 from paceline.pipeline.liveness import proof_of
 from paceline.pipeline.placement import Placement
 from paceline.pipeline.plan import Cell, Plan, RankPlan
+from paceline.pipeline.stage import StageKind
 from paceline.pipeline.strict_model import format_size
-from paceline.pipeline.topology import Schedule, StageKind, Topology
+from paceline.pipeline.topology import Schedule, Topology
 
 __all__ = ["plan_json", "show_plan"]
 

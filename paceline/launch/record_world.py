@@ -8,15 +8,15 @@ from pathlib import Path
 
 from paceline.launch.workload import Recording
 from paceline.pipeline.context import Context
+from paceline.pipeline.stage import StageKind
 from paceline.pipeline.tiers import TierSpec
-from paceline.pipeline.topology import StageKind, WorldTopology
+from paceline.pipeline.topology import WorldTopology
 from paceline.runtime.serial import run_serial
 from paceline.runtime.spec import RunSpec
 from paceline.stages.frame_tiers import frame_layout
 from paceline.stages.frame_trace import FrameRecorder, FrameTrace
 from paceline.stages.world_file import WorldHeader
-from paceline.tiers.traces.format import TraceHeader
-from paceline.tiers.traces.writer import TraceWriter
+from paceline.tiers.traces.format import TraceHeader, TraceWriter
 
 __all__ = ["record_world"]
 

@@ -17,7 +17,8 @@ from paceline.pipeline.placement import Placement
 from paceline.pipeline.program import ModelShape, Unit, UnitKind
 from paceline.pipeline.programs import program_for
 from paceline.pipeline.reduced import with_short_context
-from paceline.pipeline.topology import ContextMode, EdgeSpec, FrameTopology, Schedule, StageKind, Transport
+from paceline.pipeline.stage import StageKind
+from paceline.pipeline.topology import ContextMode, FrameTopology, Schedule, Transport, WorldEdgeSpec
 
 __all__ = [
     "DEFAULT_LINKS",
@@ -221,7 +222,7 @@ def in_mode(topology: FrameTopology, mode: ContextMode) -> FrameTopology:
     edges = [edge for edge in topology.edges if edge.carries != "kv"]
     for source, target in needed_kv_edges(variant):
         spec = {"from": source, "to": target, "carries": "kv", "via": via, "inflight": 2 * topology.steps + 64}
-        edges.append(known.get((source, target)) or EdgeSpec.model_validate(spec))
+        edges.append(known.get((source, target)) or WorldEdgeSpec.model_validate(spec))
     return variant.model_copy(update={"edges": tuple(edges)})
 
 

@@ -8,7 +8,8 @@ from itertools import chain, count
 
 from paceline.pipeline.kv_receive_plan import KVReceivePlan
 from paceline.pipeline.program import Program
-from paceline.pipeline.topology import ContextMode, Schedule, StageKind
+from paceline.pipeline.stage import StageKind
+from paceline.pipeline.topology import ContextMode, Schedule
 from paceline.pipeline.unit import Give, Key, Row, Unit, UnitKind, kv_part, kv_run
 
 __all__ = ["DenoiseProgram"]

@@ -236,7 +236,7 @@ def _resolve(data: Any, key: str) -> KeyPath | Problem:
     """The path that a dotted key means in this data, or what is wrong with it."""
     path: KeyPath = ()
     workload = workload_in(data)
-    foreign = foreign_key(tuple(key.split(".")), workload)
+    foreign = foreign_key(tuple(int(part) if part.isdecimal() else part for part in key.split(".")), workload)
     if foreign is not None:
         return foreign
     groups = data.get("groups") if isinstance(data, dict) else None

@@ -5,14 +5,8 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from paceline.pipeline.topology import (
-    ContextMode,
-    FrameTopology,
-    StageKind,
-    StageSpec,
-    Topology,
-    WorldTopology,
-)
+from paceline.pipeline.stage import STAGES, StageKind
+from paceline.pipeline.topology import ContextMode, FrameTopology, Topology, WorldTopology
 
 __all__ = ["compute_chain", "item_cycle", "needed_item_edges", "needed_kv_edges", "needed_latent_edges", "stages_of"]
 
@@ -38,7 +32,7 @@ def compute_chain(topology: Topology) -> list[str]:
     return [name for name in passed if name in topology.stages and topology.stages[name].kind == StageKind.sleep]
 
 
-def _places(stage: StageSpec) -> list[float]:
+def _places(stage: STAGES) -> list[float]:
     """The steps of a stage in rising order; the clean pass follows all."""
     return sorted(math.inf if isinstance(step, str) else step for step in stage.steps)
 

@@ -14,7 +14,17 @@ from pydantic import ValidationError
 
 from paceline.pipeline.document import Document, apply_override
 from paceline.pipeline.problem import KeyPath, Problem, TopologyError
-from paceline.pipeline.schema import FOREIGN, UNKNOWN_KEY, intended_path, pattern, problems_of, slot_at, workload_in
+from paceline.pipeline.schema import (
+    FOREIGN,
+    TAKES_NO,
+    UNKNOWN_KEY,
+    intended_path,
+    pattern,
+    problems_of,
+    slot_at,
+    workload_in,
+)
+from paceline.pipeline.stage import StageBase
 from paceline.pipeline.topology import Topology, topology_model
 from paceline.pipeline.validate import UNKNOWN, check_world_size, validate
 
@@ -114,8 +124,8 @@ def _parse(data: object) -> _Parsed:
         broken |= _touched(problem.path, problem.wrong == UNKNOWN_KEY, workload)
         _patch(patched, problem.path, workload)
     if "workload" in broken:
-        # Whether a key is of another workload can't be known.
-        problems = [problem for problem in problems if not problem.wrong.startswith(FOREIGN)]
+        # Whether a key is of another workload, or of its stages, can't be known.
+        problems = [p for p in problems if not p.wrong.startswith(FOREIGN) and TAKES_NO not in p.wrong]
     try:
         return _Parsed(workload, _validated(patched, workload), problems, frozenset(broken))
     except ValidationError:
@@ -140,6 +150,10 @@ def _patch(data: Any, path: KeyPath, workload: str) -> None:
         return
     if stand_in is not None:
         data[path[-1]] = deepcopy(stand_in)
+        if pattern(path) == "stages.*.kind":
+            # Keys that only some kinds take.
+            for key in data.keys() - StageBase.model_fields.keys():
+                del data[key]
     elif isinstance(data, dict):
         data.pop(path[-1], None)
     elif isinstance(data, list):

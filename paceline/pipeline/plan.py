@@ -16,8 +16,9 @@ from paceline.pipeline.program import ModelShape, Row, UnitKind
 from paceline.pipeline.programs import program_for
 from paceline.pipeline.simulate import simulate
 from paceline.pipeline.simulation import Simulation
+from paceline.pipeline.stage import StageKind
 from paceline.pipeline.strict_model import format_size
-from paceline.pipeline.topology import ContextMode, FrameTopology, Schedule, StageKind
+from paceline.pipeline.topology import ContextMode, FrameTopology, Schedule
 
 __all__ = ["MOST_SIMULATED", "Cell", "Plan", "RankPlan", "plan"]
 

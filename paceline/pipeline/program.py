@@ -21,7 +21,8 @@ from itertools import count
 from typing import ClassVar
 
 from paceline.pipeline.context import Context, slot_of
-from paceline.pipeline.topology import ContextMode, EdgeSpec, FrameTopology, StageKind
+from paceline.pipeline.stage import StageKind
+from paceline.pipeline.topology import ContextMode, EdgeSpec, FrameTopology, WorldEdgeSpec
 from paceline.pipeline.unit import Give, Key, ModelShape, Row, Unit, UnitKind, kv_part
 
 __all__ = ["Give", "ModelShape", "Program", "RelayProgram", "Row", "SourceProgram", "Unit", "UnitKind", "kv_part"]
@@ -32,13 +33,13 @@ class _Wiring:
     """Item edges by the stage that they lead into, and out of. Many programs are made of one topology, one after the
     other, so the last wiring is kept."""
 
-    edges: tuple[EdgeSpec, ...]
+    edges: tuple[EdgeSpec | WorldEdgeSpec, ...]
     inputs: Mapping[str, list[int]]
     outputs: Mapping[str, list[int]]
     _last: ClassVar[list[_Wiring]] = []
 
     @classmethod
-    def of(cls, edges: tuple[EdgeSpec, ...]) -> _Wiring:
+    def of(cls, edges: tuple[EdgeSpec | WorldEdgeSpec, ...]) -> _Wiring:
         """The wiring of these edges."""
         for known in cls._last:
             if known.edges is edges:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from paceline.pipeline.denoise_program import DenoiseProgram
 from paceline.pipeline.program import ModelShape, Program, RelayProgram, SourceProgram
-from paceline.pipeline.topology import FrameTopology, StageKind
+from paceline.pipeline.stage import StageKind
+from paceline.pipeline.topology import FrameTopology
 
 __all__ = ["program_for"]
 

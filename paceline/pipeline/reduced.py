@@ -25,7 +25,8 @@ as above), so such a chain is live if and only if every item fits its edge.
 from __future__ import annotations
 
 from paceline.pipeline.flow import item_cycle
-from paceline.pipeline.topology import FrameTopology, StageKind
+from paceline.pipeline.stage import StageKind
+from paceline.pipeline.topology import FrameTopology
 
 __all__ = ["is_live_chain", "with_few_credits", "with_short_context", "with_short_prompt"]
 

@@ -10,16 +10,19 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import annotated_types
 from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from paceline import versions
 from paceline.pipeline.problem import KeyPath, Problem, closest, nearest
+from paceline.pipeline.stage import PLAIN, STAGES, StageKind
 from paceline.pipeline.strict_model import parse_size
 from paceline.pipeline.topology import MODELS, topology_model
 
 __all__ = [
     "FOREIGN",
     "MISSING",
+    "TAKES_NO",
     "UNKNOWN_KEY",
     "Slot",
     "choice",
@@ -65,6 +68,8 @@ MISSING = "is missing"
 UNKNOWN_KEY = "is no known key"
 FOREIGN = "has no meaning"
 """How a problem with a key of another workload begins."""
+TAKES_NO = "takes no"
+"""What a problem with a key of another kind of stage says."""
 
 
 class Slot(NamedTuple):
@@ -74,21 +79,25 @@ class Slot(NamedTuple):
     metadata: tuple[Any, ...] = ()
 
     @property
-    def model(self) -> type[BaseModel] | None:
-        """The model whose keys stand here, if any."""
-        kind = self.annotation
-        return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    def models(self) -> tuple[type[BaseModel], ...]:
+        """The models whose keys stand here: those of a union, one, or none."""
+        kinds = (_slot(kind).annotation for kind in _members(self.annotation))
+        return tuple(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+
+    @property
+    def fields(self) -> dict[str, FieldInfo]:
+        """The keys that a model here knows, as YAML writes them."""
+        return {field.alias or name: field for model in self.models for name, field in model.model_fields.items()}
 
     @property
     def keys(self) -> list[str]:
-        """The keys that a model here knows, as YAML writes them."""
-        model = self.model
-        return [field.alias or name for name, field in model.model_fields.items()] if model else []
+        """As `fields`, without what stands there."""
+        return list(self.fields)
 
     @property
     def free(self) -> bool:
         """Whether any name may stand below: a mapping of plain values, as the options of a policy."""
-        return get_origin(self.annotation) is dict and _slot(get_args(self.annotation)[1]).model is None
+        return get_origin(self.annotation) is dict and not _slot(get_args(self.annotation)[1]).models
 
     def below(self, segment: str | int) -> Slot | None:
         """The place one key or index further down; `None` where the models know none."""
@@ -97,10 +106,13 @@ class Slot(NamedTuple):
             return _slot(arguments[1])
         if origin is tuple:
             return _slot(arguments[0]) if isinstance(segment, int) else None
-        for name, field in self.model.model_fields.items() if self.model else ():
-            if (field.alias or name) == segment:
-                return _slot(field.annotation, *field.metadata)
-        return None
+        field = self.fields.get(str(segment))
+        return None if field is None else _slot(field.annotation, *field.metadata)
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """Those of a union; of anything else, itself."""
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
 def _slot(annotation: Any, *metadata: Any) -> Slot:
@@ -122,12 +134,13 @@ def workload_in(data: object) -> str:
 
 
 def slot_at(path: KeyPath, workload: str) -> Slot | None:
-    """What stands at a path of a workload's topologies; `None` where their model knows no such key."""
+    """What stands at a path of a workload's topologies; `None` where their model knows no such key. A stage knows the
+    keys of all kinds of stages: one of another kind is told by its own message."""
     slot: Slot | None = _slot(topology_model(workload))
-    for segment in path:
+    for depth, segment in enumerate(path, 1):
         if slot is None:
             return None
-        slot = slot.below(segment)
+        slot = Slot(STAGES) if depth == 2 and path[0] == "stages" else slot.below(segment)
     return slot
 
 
@@ -151,7 +164,7 @@ def _expected(path: KeyPath, workload: str) -> str:
     if words or slot is None:
         return f"write {words or 'a known key'}"
     kind = slot.annotation
-    if slot.model:
+    if slot.models:
         return f"write a mapping with keys among {', '.join(slot.keys)}"
     if slot.free:
         return "write a mapping from names to numbers, texts, true or false"
@@ -234,6 +247,8 @@ def _foreign_keys(path: KeyPath, value: object, workload: str) -> list[Problem]:
 
 def _translate(details: ErrorDetails, data: object, workload: str) -> list[Problem]:
     path = details["loc"]
+    if path[0:1] == ("stages",) and len(path) > 2 and isinstance(_value_at(data, path[:2]), dict):
+        path = _without_tag(path, workload)
     if path and path[-1] == "[key]":
         named = path[:-1]
         right = "use letters, digits, '_' and '-' only, so that --set can name it"
@@ -241,6 +256,8 @@ def _translate(details: ErrorDetails, data: object, workload: str) -> list[Probl
     for depth in _UNIONS:
         if len(path) > depth and pattern(path[:depth]) in _UNIONS[depth]:
             path = path[:depth]  # pydantic names the branch of the union
+    if details["type"] == "extra_forbidden" and path[0] == "stages" and slot_at(path, workload) is not None:
+        return _of_another_kind(path, data, workload)
     if details["type"] == "extra_forbidden":
         foreign = _foreign_keys(path, _value_at(data, path), workload)
         parent = slot_at(path[:-1], workload)
@@ -249,6 +266,25 @@ def _translate(details: ErrorDetails, data: object, workload: str) -> list[Probl
     if details["type"] == "missing":
         return [Problem(path, MISSING, _expected(path, workload))]
     return [Problem(path, f"is {_describe(_value_at(data, path))}", _expected(path, workload))]
+
+
+def _without_tag(path: KeyPath, workload: str) -> KeyPath:
+    """The path without the branch of the union of stages, which pydantic names."""
+    tags = (*topology_model(workload).own_stages, PLAIN)
+    return (*path[:2], *path[3:]) if path[2] in tags else path
+
+
+def _of_another_kind(path: KeyPath, data: object, workload: str) -> list[Problem]:
+    """The problem with a key of another kind of stage; none where the kind itself is wrong."""
+    *_, key = path
+    kind = _value_at(data, (*path[:2],)).get("kind")  # type: ignore[attr-defined]
+    if kind not in list(StageKind):
+        return []
+    own = topology_model(workload).own_stages
+    kinds = [other for other, model in own.items() if key in model.model_fields]
+    it = "them" if key == "steps" else "it"
+    other = f" or write kind: {' or '.join(kinds)}" if kinds else ""
+    return [Problem(path, f"a {kind} stage {TAKES_NO} {key}", f"remove {it}{other}")]
 
 
 def _value_at(data: object, path: KeyPath) -> object:

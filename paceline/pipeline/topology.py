@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -18,14 +18,25 @@ from paceline import versions
 from paceline.pipeline.network import NetworkSpec
 from paceline.pipeline.speculation.settings import LanguageSpec, SpeculationSpec
 from paceline.pipeline.speculation.window import Coupling
+from paceline.pipeline.stage import (
+    CLEAN,
+    SLEEP_STAGES,
+    WORLD_STAGES,
+    PayloadStageSpec,
+    SleepStage,
+    StageBase,
+    StageKind,
+    StageSpec,
+    WorldStage,
+)
 from paceline.pipeline.strict_model import LONGEST_MS, Size, StrictModel
 from paceline.pipeline.tiers import TierSpec
 
 __all__ = [
-    "CLEAN",
     "MODELS",
     "ContextMode",
     "ContextSpec",
+    "EdgeBase",
     "EdgeSpec",
     "FrameTopology",
     "GroupSpec",
@@ -35,17 +46,13 @@ __all__ = [
     "ModelSpec",
     "Schedule",
     "SleepTopology",
-    "StageKind",
-    "StageSpec",
     "Topology",
     "TopologyBase",
     "Transport",
+    "WorldEdgeSpec",
     "WorldTopology",
     "topology_model",
 ]
-
-CLEAN = "clean"
-"""The name of the pass at flow time 0 that writes a frame's final KV; it follows the last step."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
@@ -76,18 +83,6 @@ class Transport(StrEnum):
     dist = "dist"
 
 
-class StageKind(StrEnum):
-    """What a stage computes."""
-
-    source = "source"
-    denoise = "denoise"
-    decode = "decode"
-    sleep = "sleep"
-    sink = "sink"
-    draft = "draft"
-    verify = "verify"
-
-
 class LatePolicy(StrEnum):
     """What happens to a frame that misses its deadline."""
 
@@ -105,35 +100,39 @@ class GroupSpec(StrictModel):
     """Intra-op threads of each rank (CPU)."""
 
 
-class StageSpec(StrictModel):
-    """One unit of compute, placed on a group."""
-
-    kind: StageKind
-    group: str
-    steps: tuple[int | Literal["clean"], ...] = ()
-    """denoise: the steps it runs, e.g. `[1, clean]`."""
-    ms: float = Field(0.0, ge=0, le=LONGEST_MS)
-    """sleep: milliseconds an item takes; elsewhere: the cost of one pass that `paceline plan` assumes."""
-    item_bytes: Size = 4096
-    """source of a sleep workload: size of its items; sleep stages pass them on."""
-    max_batch: int = Field(1, ge=1)
-    """world, sleep: items of different sessions it may compute in one forward; 1 keeps results bit-identical."""
-
-
-class EdgeSpec(StrictModel):
+class EdgeBase(StrictModel):
     """A bounded, ordered way from one stage to another. Limits hold for each session on the edge."""
 
     source: str = Field(alias="from")
     target: str = Field(alias="to")
-    carries: Literal["item", "kv", "latent"] = "item"
-    """world: `kv` and `latent` lead between denoise stages; `latent` takes finished latents to the context memory."""
     via: Transport = Transport.local
     inflight: int = Field(2, ge=1)
     """Most items sent and not yet taken."""
     bytes: Size = 64 * 2**20
     """Most bytes sent and not yet taken."""
+
+    if TYPE_CHECKING:
+        # Every edge has them: those of a world as keys, others as constants.
+        @property
+        def carries(self) -> Literal["item", "kv", "latent"]: ...
+        @property
+        def layers(self) -> int: ...
+
+
+class EdgeSpec(EdgeBase):
+    """An edge of a workload without KV on edges."""
+
+    carries: ClassVar[Literal["item", "kv", "latent"]] = "item"
+    layers: ClassVar[int] = 1
+
+
+class WorldEdgeSpec(EdgeBase):
+    """An edge of a world."""
+
+    carries: Literal["item", "kv", "latent"] = "item"
+    """`kv` and `latent` lead between denoise stages; `latent` takes finished latents to the context memory."""
     layers: int = Field(1, ge=1)
-    """world, kv: layers that travel as one item where KV is streamed behind the compute; more means fewer messages."""
+    """kv: layers that travel as one item where KV is streamed behind the compute; more means fewer messages."""
 
 
 class ModelSpec(StrictModel):
@@ -186,8 +185,8 @@ class TopologyBase(StrictModel):
     deterministic: bool = True
     """Forbid what may change bits: joint forwards and batches of several sessions."""
     groups: dict[Name, GroupSpec] = Field(min_length=1, max_length=2048)
-    stages: dict[Name, StageSpec] = Field(min_length=1, max_length=2048)
-    edges: Annotated[tuple[EdgeSpec, ...], Field(max_length=8192)] = ()
+    stages: Mapping[Name, StageBase]
+    edges: tuple[EdgeBase, ...] = ()
     tiers: dict[Name, TierSpec] = Field({})
     """By group."""
     network: NetworkSpec = NetworkSpec()
@@ -199,10 +198,8 @@ class TopologyBase(StrictModel):
     """The kind of which there may be several stages, which make a frame one after the other."""
     kv_kinds: ClassVar[tuple[StageKind, ...]] = ()
     """The kinds of stages that hold KV."""
-    stage_keys: ClassVar[Mapping[str, tuple[StageKind, ...]]] = {}
-    """The keys of stages that only some kinds of stages take, and these kinds."""
-    edge_keys: ClassVar[tuple[str, ...]] = ()
-    """The keys of edges that not every workload takes."""
+    own_stages: ClassVar[Mapping[StageKind, type[StageBase]]] = {}
+    """The models of the kinds of stages that take keys of their own."""
 
     def stage_of(self, kind: StageKind) -> str:
         """The name of the stage of a kind of which there is one."""
@@ -231,6 +228,8 @@ class WorldTopology(FrameTopologyBase):
     """Frames of a world model."""
 
     workload: Literal["world"] = "world"
+    stages: dict[Name, WorldStage] = Field(min_length=1, max_length=2048)
+    edges: Annotated[tuple[WorldEdgeSpec, ...], Field(max_length=8192)] = ()
     model: ModelSpec = ModelSpec()
     context: ContextSpec = ContextSpec()
 
@@ -242,11 +241,7 @@ class WorldTopology(FrameTopologyBase):
     )
     compute_kind: ClassVar[StageKind] = StageKind.denoise
     kv_kinds: ClassVar[tuple[StageKind, ...]] = (StageKind.denoise,)
-    stage_keys: ClassVar[Mapping[str, tuple[StageKind, ...]]] = {
-        "steps": (StageKind.denoise,),
-        "max_batch": (StageKind.denoise, StageKind.decode),
-    }
-    edge_keys: ClassVar[tuple[str, ...]] = ("carries", "layers")
+    own_stages: ClassVar[Mapping[StageKind, type[StageBase]]] = WORLD_STAGES
     modes: ClassVar[tuple[ContextMode, ...]] = tuple(ContextMode)
     """The context modes that the stages could run in."""
     reads_context: ClassVar[bool] = True
@@ -284,13 +279,12 @@ class SleepTopology(FrameTopologyBase):
     and read nothing of one another."""
 
     workload: Literal["sleep"] = "sleep"
+    stages: dict[Name, SleepStage] = Field(min_length=1, max_length=2048)
+    edges: Annotated[tuple[EdgeSpec, ...], Field(max_length=8192)] = ()
 
     stage_kinds: ClassVar[tuple[StageKind, ...]] = (StageKind.source, StageKind.sleep, StageKind.sink)
     compute_kind: ClassVar[StageKind] = StageKind.sleep
-    stage_keys: ClassVar[Mapping[str, tuple[StageKind, ...]]] = {
-        "item_bytes": (StageKind.source,),
-        "max_batch": (StageKind.sleep,),
-    }
+    own_stages: ClassVar[Mapping[StageKind, type[StageBase]]] = SLEEP_STAGES
     context: ClassVar[ContextSpec] = ContextSpec()
     modes: ClassVar[tuple[ContextMode, ...]] = (context.mode,)
     reads_context: ClassVar[bool] = False
@@ -301,7 +295,7 @@ class SleepTopology(FrameTopologyBase):
     @property
     def item_bytes(self) -> int:
         """Bytes of an item, which the source sets."""
-        return next((stage.item_bytes for stage in self.stages.values() if stage.kind is StageKind.source), 0)
+        return next((stage.item_bytes for stage in self.stages.values() if isinstance(stage, PayloadStageSpec)), 0)
 
     def stage_steps(self, stage: str) -> tuple[int, ...]:
         """None: no stage denoises."""
@@ -316,6 +310,8 @@ class LanguageTopology(TopologyBase):
     """Text of a language model that decodes with drafts in flight."""
 
     workload: Literal["language"] = "language"
+    stages: dict[Name, StageSpec] = Field(min_length=1, max_length=2048)
+    edges: Annotated[tuple[EdgeSpec, ...], Field(max_length=8192)] = ()
     model: LanguageSpec = LanguageSpec()
     speculation: SpeculationSpec = SpeculationSpec()
 

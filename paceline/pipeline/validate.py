@@ -12,12 +12,12 @@ from typing import Any
 from paceline.pipeline.placement import Placement
 from paceline.pipeline.problem import Problem, nearest
 from paceline.pipeline.speculation.validate import check_speculation
+from paceline.pipeline.stage import StageKind
 from paceline.pipeline.topology import (
     FrameTopology,
     LatePolicy,
     Schedule,
     SleepTopology,
-    StageKind,
     Topology,
     Transport,
     WorldTopology,
@@ -28,9 +28,9 @@ from paceline.pipeline.validate_flow import (
     check_item_path,
     check_kv_edges,
     check_latent_edges,
+    check_layers,
     check_steps,
 )
-from paceline.pipeline.validate_keys import check_edge_keys, check_stage_keys
 from paceline.pipeline.validate_tiers import check_frame_tiers, check_text_tiers, check_tiers, check_tiers_determinism
 
 __all__ = ["UNKNOWN", "check_world_size", "validate"]
@@ -251,8 +251,7 @@ _CHECKS: list[tuple[tuple[str, ...], Check, str, str]] = [
     (_ALL, _groups, "", "placed-groups"),
     (_ALL, _edge_ends, "", "edge-ends"),
     (_ALL, _kinds, "stages.*.kind workload", "kinds"),
-    (_ALL, check_stage_keys, "stages.*.kind stages.*.steps workload", "kinds"),
-    (_ALL, check_edge_keys, "edges.*.carries edges.*.layers workload", ""),
+    (_WORLD, check_layers, "edges.*.carries edges.*.layers workload", ""),
     (_WORLD, check_steps, f"{_STEPS} kinds", "steps"),
     (_FRAMES, _session_home, f"{_PLACES} kinds placed-groups", ""),
     (_FRAMES, check_cycle, f"{_ENDS} edge-ends", ""),

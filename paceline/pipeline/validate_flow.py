@@ -7,17 +7,18 @@ from itertools import pairwise
 
 from paceline.pipeline.flow import item_cycle, needed_item_edges, needed_kv_edges, needed_latent_edges
 from paceline.pipeline.problem import Problem
-from paceline.pipeline.topology import (
-    CLEAN,
-    ContextMode,
-    FrameTopology,
-    SleepTopology,
-    StageKind,
-    Topology,
-    WorldTopology,
-)
+from paceline.pipeline.stage import CLEAN, StageKind
+from paceline.pipeline.topology import ContextMode, FrameTopology, SleepTopology, Topology, WorldTopology
 
-__all__ = ["check_chain", "check_cycle", "check_item_path", "check_kv_edges", "check_latent_edges", "check_steps"]
+__all__ = [
+    "check_chain",
+    "check_cycle",
+    "check_item_path",
+    "check_kv_edges",
+    "check_latent_edges",
+    "check_layers",
+    "check_steps",
+]
 
 
 def check_steps(topology: WorldTopology) -> Iterator[Problem]:
@@ -52,6 +53,14 @@ def check_steps(topology: WorldTopology) -> Iterator[Problem]:
             right = f"add {CLEAN if number == steps else number} to the steps of a denoise stage"
             why = f"context.mode {mode} needs it" if number == steps else f"model.steps is {steps}"
             yield Problem(("stages",), f"{_step_name(number, steps)} is on no stage ({why})", right)
+
+
+def check_layers(topology: WorldTopology) -> Iterator[Problem]:
+    """Layers of KV on an edge that carries none."""
+    for index, edge in enumerate(topology.edges):
+        if "layers" in edge.model_fields_set and edge.carries != "kv":
+            wrong = f"is for KV, and this edge carries {edge.carries}s"
+            yield Problem(("edges", index, "layers"), wrong, "remove it or write carries: kv")
 
 
 def check_cycle(topology: FrameTopology) -> Iterator[Problem]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from paceline.pipeline.problem import Problem, nearest
+from paceline.pipeline.stage import StageKind
 from paceline.pipeline.tiers import TierMode
-from paceline.pipeline.topology import FrameTopology, LanguageTopology, StageKind, Topology
+from paceline.pipeline.topology import FrameTopology, LanguageTopology, Topology
 
 __all__ = ["check_frame_tiers", "check_text_tiers", "check_tiers", "check_tiers_determinism"]
 

@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from paceline.pipeline.topology import StageKind, Topology
+from paceline.pipeline.stage import StageKind
+from paceline.pipeline.topology import Topology
 from paceline.runtime.actor import Done, Work
 from paceline.runtime.errors import PacelineError
 from paceline.runtime.timeline import now

@@ -12,7 +12,7 @@ from paceline.kernels.philox import session_seed
 from paceline.pipeline.placement import Placement, Route
 from paceline.pipeline.program import ModelShape
 from paceline.pipeline.programs import program_for
-from paceline.pipeline.topology import StageKind
+from paceline.pipeline.stage import StageKind
 from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.errors import PacelineError
 from paceline.runtime.journal import Journal

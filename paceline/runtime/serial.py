@@ -15,7 +15,8 @@ import torch
 
 from paceline.pipeline.context import Context
 from paceline.pipeline.program import Row
-from paceline.pipeline.topology import ContextMode, StageKind, Topology
+from paceline.pipeline.stage import StageKind
+from paceline.pipeline.topology import ContextMode, Topology
 from paceline.runtime.journal import Journal
 from paceline.runtime.lanes import own_device
 from paceline.runtime.result import Decision, RankReport, RunResult, memory_use, merge, peak_rss_bytes

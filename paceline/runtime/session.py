@@ -62,14 +62,14 @@ class Session:
         self._journal = journal
         self._times = Spool(run_dir / TIMES_FILE.format(session), TIMES_KEPT)
         self._files: dict[str, FrameFile | None] = {}
-        self._makes_pictures = topology.workload == "world"
+        world = world_of(topology.model.weights) if topology.workload == "world" else None
+        self._makes_pictures = world is not None
         self._out = spec.out if self._makes_pictures else None
         self.feed: Feed
-        if topology.workload == "world":
-            world = world_of(topology.model.weights)
-            self.feed = world.feed(self.seed, self.prompt, on_truth=self._write_truth if self._out else None)
-        else:
+        if world is None:
             self.feed = PayloadFeed(self.seed, topology.item_bytes)
+        else:
+            self.feed = world.feed(self.seed, self.prompt, on_truth=self._write_truth if self._out else None)
         replayed = None
         if decisions is not None:
             taken: dict[str, dict[int, int]] = {LatePolicy.fewer_steps: {}, LatePolicy.repeat: {}}

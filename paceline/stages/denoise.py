@@ -11,7 +11,8 @@ from torch import Tensor
 
 from paceline.pipeline.context import Context, slot_of
 from paceline.pipeline.program import Give, Program, Row, Unit, UnitKind
-from paceline.pipeline.topology import ContextMode, FrameTopology, StageKind
+from paceline.pipeline.stage import StageKind
+from paceline.pipeline.topology import ContextMode, FrameTopology
 from paceline.stages.failed import failure_in, failure_text, with_failure
 from paceline.stages.frame_cache import FrameCache
 from paceline.stages.frame_sharing import SharedFrames

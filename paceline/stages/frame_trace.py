@@ -13,7 +13,7 @@ from paceline.pipeline.context import Read
 from paceline.stages.slab_masses import slab_masses
 from paceline.tiers.errors import TierError
 from paceline.tiers.layout import Layout
-from paceline.tiers.traces.writer import TraceWriter
+from paceline.tiers.traces.format import TraceWriter
 
 __all__ = ["FrameRecorder", "FrameTrace"]
 

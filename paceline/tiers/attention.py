@@ -21,14 +21,12 @@ from torch import Tensor
 from paceline.kernels.key_codes import coded_log_sum_bounds
 from paceline.kernels.merge import merge
 from paceline.kernels.paged_attention import KEPT_ROWS, Partial, paged_attention
-from paceline.tiers.key_summaries import KeySummaries
 from paceline.tiers.pool import Blocks
 from paceline.tiers.profile import Profile
-from paceline.tiers.selection import Selection, profiled, prove
-from paceline.tiers.settings import Mode, TierSettings
+from paceline.tiers.selection import KeySummaries, Selection, profiled, prove
+from paceline.tiers.settings import Mode, Tier, TierSettings
 from paceline.tiers.staging import Staging
 from paceline.tiers.storage import Storage
-from paceline.tiers.tier import Tier
 
 __all__ = ["Attended", "Query", "TieredAttention"]
 

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from paceline.tiers.attention import Query, TieredAttention
 from paceline.tiers.block_stats import BlockStats
-from paceline.tiers.census import census
 from paceline.tiers.errors import TierFull
-from paceline.tiers.fingerprint import fingerprint
 from paceline.tiers.layout import Budget, Layout, Slots
 from paceline.tiers.metrics import TierMetrics
 from paceline.tiers.mover import Mover
@@ -23,11 +21,11 @@ from paceline.tiers.packed_memory import stored_nbytes
 from paceline.tiers.planner import Room, plan, spare_slots
 from paceline.tiers.policies import Policy, make_policy
 from paceline.tiers.pool import Blocks
-from paceline.tiers.profile import Profile
-from paceline.tiers.settings import TierSettings
+from paceline.tiers.profile import Profile, census
+from paceline.tiers.settings import Tier, TierSettings
 from paceline.tiers.staging import Staging
 from paceline.tiers.storage import Storage
-from paceline.tiers.tier import Tier
+from paceline.tiers.store_file import fingerprint
 
 __all__ = ["TierManager"]
 

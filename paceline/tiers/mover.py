@@ -1,4 +1,4 @@
-"""Who moves blocks: a thread beside the compute, or at once where compute can't go on without.
+"""Who moves blocks: a thread beside the compute, or at once where compute can't go on without, and what that cost it.
 
 The thread only copies. What moves where is entered into the tables by the thread that decides, between two of its own
 steps; so the tables need no lock, and a block that changed while it was copied just stays where it was.
@@ -9,18 +9,45 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from paceline.tiers.errors import BlockLost, TierFull
 from paceline.tiers.planner import Move
 from paceline.tiers.pool import Blocks
-from paceline.tiers.stalls import Stalls
+from paceline.tiers.settings import Tier
 from paceline.tiers.storage import Job, Storage
-from paceline.tiers.tier import Tier
 
-__all__ = ["Mover"]
+__all__ = ["Mover", "Stalls"]
+
+
+@dataclass(slots=True)
+class Stalls:
+    """How often and how long compute waited. Causes: `hbm_full` and `dram_full` (a block had to be demoted at once),
+    `move` (for a move that was on its way), `write` (a block that lay far was written), `nvme` (attention read from
+    there)."""
+
+    count: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    _deep: int = 0
+
+    @contextmanager
+    def waiting(self, cause: str) -> Iterator[None]:
+        """Count what is done inside as a stall; of stalls inside one another, the outer one has the seconds."""
+        self.count[cause] = self.count.get(cause, 0) + 1
+        start = time.perf_counter()
+        self._deep += 1
+        try:
+            yield
+        finally:
+            self._deep -= 1
+            if not self._deep:
+                self.seconds[cause] = self.seconds.get(cause, 0.0) + time.perf_counter() - start
+
 
 _BATCH = 8
 """Blocks that make room together, where one is needed at once."""

@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.tiers.checksum import crc32c
-from paceline.tiers.fingerprint import Fingerprint
 from paceline.tiers.io_threads import IOThreads, Task
 from paceline.tiers.pool import Blocks
-from paceline.tiers.store_file import PAGE, StoreFile
+from paceline.tiers.store_file import PAGE, Fingerprint, StoreFile
 
 __all__ = ["Failure", "Parts", "Store"]
 

@@ -14,7 +14,7 @@ from paceline.tiers.layout import Layout, Slots
 from paceline.tiers.memory import Memory
 from paceline.tiers.nvme import Failure, Store
 from paceline.tiers.pool import Blocks
-from paceline.tiers.tier import Tier
+from paceline.tiers.settings import Tier
 
 __all__ = ["PackedMemory", "stored_nbytes"]
 

@@ -17,14 +17,13 @@ import msgspec
 import numpy as np
 import torch
 
-from paceline.tiers.checksum import crc32c
+from paceline.tiers.checksum import Sealed, Versioned, crc32c
 from paceline.tiers.errors import StoreError
-from paceline.tiers.fingerprint import Fingerprint
 from paceline.tiers.io_threads import IOThreads
 from paceline.tiers.manager import TierManager
 from paceline.tiers.paged_kv import PagedKV
-from paceline.tiers.sealed import Sealed, Versioned
 from paceline.tiers.settings import TierSettings
+from paceline.tiers.store_file import Fingerprint
 from paceline.versions import PARKED_KV
 
 __all__ = ["park", "parked_fingerprint", "unpark"]

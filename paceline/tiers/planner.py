@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from paceline.tiers.block_stats import BlockStats, Floats
-from paceline.tiers.tier import Tier
+from paceline.tiers.settings import Tier
 
 __all__ = ["Move", "Room", "plan", "spare_slots"]
 

@@ -1,13 +1,22 @@
-"""How the tiers of one rank are run."""
+"""The memory tiers, from the nearest to the farthest."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
-__all__ = ["Mode", "TierSettings"]
+__all__ = ["Mode", "Tier", "TierSettings"]
+
+
+class Tier(IntEnum):
+    """Where a block lies; a smaller value is nearer to the compute. On a machine without a GPU `hbm` is an arena of RAM
+    with a budget."""
+
+    hbm = 0
+    dram = 1
+    nvme = 2
 
 
 class Mode(StrEnum):

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 
 from paceline.tiers.errors import BlockLost
+from paceline.tiers.mover import Stalls
 from paceline.tiers.nvme import Failure
 from paceline.tiers.pool import Blocks
-from paceline.tiers.stalls import Stalls
-from paceline.tiers.storage import Storage
-from paceline.tiers.streams import cuda_event, cuda_stream
+from paceline.tiers.storage import Storage, cuda_event, cuda_stream
 
 __all__ = ["Staging"]
 

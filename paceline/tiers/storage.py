@@ -9,18 +9,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paceline.tiers.clean_copies import CleanCopies
 from paceline.tiers.errors import TierFull
-from paceline.tiers.free_slots import Free, FreeSlots
+from paceline.tiers.free_slots import CleanCopies, Free, FreeSlots
 from paceline.tiers.layout import Layout, Slots
 from paceline.tiers.memory import Memory
 from paceline.tiers.nvme import Failure, Store
 from paceline.tiers.packed_memory import PackedMemory
 from paceline.tiers.pool import BlockPool, Blocks
-from paceline.tiers.streams import cuda_event, cuda_stream
-from paceline.tiers.tier import Tier
+from paceline.tiers.settings import Tier
 
-__all__ = ["Job", "Storage"]
+__all__ = ["Job", "Storage", "cuda_event", "cuda_stream"]
 
 
 @dataclass(slots=True)
@@ -234,3 +232,17 @@ class Storage:
         if self.store is None:
             raise TierFull("there is no nvme tier; give `nvme` a path and a size")
         return self.store
+
+
+def cuda_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A new stream of a CUDA device; None for any other device."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def cuda_event() -> torch.cuda.Event:
+    """The present point of the present stream."""
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return event

@@ -1,4 +1,4 @@
-"""The file of a store: a header that says whose it is, and slots behind it.
+"""Whose KV a file holds: a file of another model, layout or rank is refused by name.
 
 The file loses its name as soon as it is open, so the system frees it when the process ends, however it ends.
 """
@@ -8,18 +8,57 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import io
 import mmap
 import os
 import secrets
 from pathlib import Path
 
+import msgspec
+
+from paceline.tiers.checksum import Sealed, Versioned
 from paceline.tiers.errors import StoreError
-from paceline.tiers.fingerprint import Fingerprint
-from paceline.tiers.sealed import Sealed, Versioned
+from paceline.tiers.layout import Layout
 from paceline.versions import KV_STORE
 
-__all__ = ["PAGE", "StoreFile", "read_header", "write_header"]
+__all__ = ["PAGE", "Fingerprint", "StoreFile", "fingerprint", "read_header", "write_header"]
+
+
+class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What has to be equal for KV to mean the same."""
+
+    model: str
+    """Name or hash of the weights."""
+    layers: int
+    heads: int
+    block_size: int
+    head_dim: int
+    dtype: str
+    rank: int
+    world: int
+    """Ranks that the model is spread over."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, hexadecimal."""
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
+
+    def differences(self, other: Fingerprint) -> str:
+        """What differs, in words; empty where nothing does."""
+        found = [
+            f"{name} {getattr(other, name)}, not {getattr(self, name)}"
+            for name in self.__struct_fields__
+            if getattr(other, name) != getattr(self, name)
+        ]
+        return "; ".join(found)
+
+
+def fingerprint(layout: Layout, model: str = "", rank: int = 0, world: int = 1) -> Fingerprint:
+    """The fingerprint of a rank's KV."""
+    dtype = str(layout.dtype).removeprefix("torch.")
+    return Fingerprint(model, layout.layers, layout.heads, layout.block_size, layout.head_dim, dtype, rank, world)
+
 
 PAGE = 4096
 """What slots and buffers are aligned to, as O_DIRECT wants it; also the size of the header."""

@@ -19,7 +19,7 @@ import torch
 from paceline.tiers import store_file
 from paceline.tiers.errors import BlockLost, TierFull
 from paceline.tiers.manager import TierManager
-from paceline.tiers.tier import Tier
+from paceline.tiers.settings import Tier
 from tests.faults.tiers import LAYOUT, Session, corrupt
 from tests.tiers.managers import manager_of
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from paceline.tiers.layout import Layout
 from paceline.tiers.manager import TierManager
 from paceline.tiers.paged_kv import PagedKV
-from paceline.tiers.tier import Tier
+from paceline.tiers.settings import Tier
 
 __all__ = ["LAYOUT", "Damage", "Session", "corrupt"]
 

@@ -16,9 +16,8 @@ from paceline.runtime.spec import RunSpec
 from paceline.stages.frame_trace import FrameRecorder, FrameTrace
 from paceline.stages.world_file import WorldHeader
 from paceline.tiers.layout import Layout
-from paceline.tiers.traces.format import TraceHeader
+from paceline.tiers.traces.format import TraceHeader, TraceWriter
 from paceline.tiers.traces.trace import read_trace
-from paceline.tiers.traces.writer import TraceWriter
 from tests.harness import ROOT
 from tests.launch.test_cli import invoke
 

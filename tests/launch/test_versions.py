@@ -21,9 +21,8 @@ from paceline.runtime.result import Decision
 from paceline.runtime.wire import MAGIC, Control, decode, encode
 from paceline.tiers.checksum import crc32c
 from paceline.tiers.errors import StoreError
-from paceline.tiers.fingerprint import fingerprint
 from paceline.tiers.parking import park, parked_fingerprint
-from paceline.tiers.store_file import PAGE, read_header, write_header
+from paceline.tiers.store_file import PAGE, fingerprint, read_header, write_header
 from paceline.tiers.traces.format import MAGIC as TRACE_MAGIC
 from paceline.tiers.traces.format import Kind, TraceError, TraceHeader, write_record
 from paceline.tiers.traces.trace import read_trace

@@ -7,7 +7,8 @@ from itertools import pairwise
 from typing import Any
 
 from paceline.pipeline.program import ModelShape
-from paceline.pipeline.topology import CLEAN, ContextMode, Schedule, SleepTopology, WorldTopology
+from paceline.pipeline.stage import CLEAN
+from paceline.pipeline.topology import ContextMode, Schedule, SleepTopology, WorldTopology
 
 __all__ = ["SHAPE", "contiguous", "sleepers", "world"]
 

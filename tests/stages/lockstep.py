@@ -14,7 +14,8 @@ import numpy as np
 from paceline.kernels.philox import session_seed
 from paceline.pipeline.program import ModelShape, Program, Unit, UnitKind
 from paceline.pipeline.programs import program_for
-from paceline.pipeline.topology import StageKind, Topology
+from paceline.pipeline.stage import StageKind
+from paceline.pipeline.topology import Topology
 from paceline.pipeline.unit import Key
 from paceline.runtime.result import FRAMES_FILE, Decision
 from paceline.runtime.session import Session, SinkStage, SourceStage

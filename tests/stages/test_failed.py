@@ -24,7 +24,7 @@ from paceline.stages.failed import failure_in, failure_text, with_failure
 from paceline.tiers import store_file
 from paceline.tiers.errors import BlockLost, TierError, TierFull
 from paceline.tiers.manager import TierManager
-from paceline.tiers.tier import Tier
+from paceline.tiers.settings import Tier
 from tests.faults.tiers import Damage
 from tests.stages.lockstep import Lockstep, frames_of
 from tests.stages.test_denoise import build

@@ -25,7 +25,7 @@ from paceline.stages.frame_tiers import FrameTiers, frame_tier_manager
 from paceline.tiers.errors import BlockLost, TierFull
 from paceline.tiers.manager import TierManager
 from paceline.tiers.policies import ONLINE
-from paceline.tiers.tier import Tier
+from paceline.tiers.settings import Tier
 from tests.faults.tiers import corrupt
 from tests.stages.lockstep import Lockstep
 from tests.stages.test_denoise import build

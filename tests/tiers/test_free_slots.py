@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.tiers.clean_copies import CleanCopies
-from paceline.tiers.free_slots import Free, FreeRuns, FreeSlots
+from paceline.tiers.free_slots import CleanCopies, Free, FreeRuns, FreeSlots
 
 KINDS = [FreeSlots, FreeRuns, CleanCopies]
 ACTIONS = st.lists(st.tuples(st.sampled_from(["take", "give", "retire"]), st.integers(0, 12)), max_size=60)

@@ -17,7 +17,7 @@ from paceline.tiers.layout import Budget, Layout
 from paceline.tiers.manager import TierManager
 from paceline.tiers.mover import Mover
 from paceline.tiers.planner import Move
-from paceline.tiers.tier import Tier
+from paceline.tiers.settings import Tier
 from tests.tiers.managers import LAYOUT, manager_of
 
 

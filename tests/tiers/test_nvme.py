@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from paceline.tiers import store_file
 from paceline.tiers.checksum import crc32c
 from paceline.tiers.errors import StoreError
-from paceline.tiers.fingerprint import fingerprint
 from paceline.tiers.layout import Layout
 from paceline.tiers.nvme import Parts, Store
-from paceline.tiers.store_file import PAGE, StoreFile, read_header, write_header
+from paceline.tiers.store_file import PAGE, StoreFile, fingerprint, read_header, write_header
 
 LAYOUT = Layout(layers=2, heads=2, block_size=4, head_dim=8)
 MINE = fingerprint(LAYOUT, "model a", rank=1, world=2)

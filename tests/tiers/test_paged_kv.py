@@ -16,7 +16,7 @@ from paceline.tiers.errors import TierFull
 from paceline.tiers.manager import TierManager
 from paceline.tiers.paged_kv import PagedKV
 from paceline.tiers.policies import ONLINE
-from paceline.tiers.tier import Tier
+from paceline.tiers.settings import Tier
 from tests.tiers.managers import LAYOUT, manager_of
 
 HEADS = 4

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from paceline.tiers.block_stats import BlockStats
 from paceline.tiers.planner import Move, Room, plan
-from paceline.tiers.tier import Tier
+from paceline.tiers.settings import Tier
 from tests.tiers.facts_of import facts_of
 
 HBM, DRAM, NVME = Tier.hbm, Tier.dram, Tier.nvme

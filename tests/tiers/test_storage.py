@@ -19,13 +19,12 @@ from torch import Tensor
 
 from paceline.kernels.quantise import Axis, pack, unpack
 from paceline.tiers.errors import TierFull
-from paceline.tiers.fingerprint import fingerprint
 from paceline.tiers.layout import Slots
 from paceline.tiers.nvme import Store
 from paceline.tiers.packed_memory import stored_nbytes
+from paceline.tiers.settings import Tier
 from paceline.tiers.storage import Job, Storage
-from paceline.tiers.store_file import PAGE
-from paceline.tiers.tier import Tier
+from paceline.tiers.store_file import PAGE, fingerprint
 from tests.tiers.managers import LAYOUT
 
 SLOTS = Slots(hbm=3, dram=3, nvme=5)

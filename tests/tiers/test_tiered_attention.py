@@ -10,7 +10,7 @@ from torch import Tensor
 from paceline.tiers.attention import Attended
 from paceline.tiers.layout import Layout
 from paceline.tiers.manager import TierManager
-from paceline.tiers.omitted_mass import OmittedMass
+from paceline.tiers.metrics import OmittedMass
 from paceline.tiers.paged_kv import PagedKV
 from paceline.tiers.settings import Mode
 from tests.tiers.managers import manager_of

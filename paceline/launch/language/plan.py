@@ -11,7 +11,8 @@ from rich.table import Table
 from paceline.pipeline.speculation.formula import Costs, pipelined, sequential, useful_depth
 from paceline.pipeline.speculation.search import SearchFault, search
 from paceline.pipeline.speculation.session_model import SearchCase
-from paceline.pipeline.topology import LanguageTopology, StageKind
+from paceline.pipeline.stage import StageKind
+from paceline.pipeline.topology import LanguageTopology
 from paceline.runtime.language.roles import Roles
 from paceline.stages.lm.drafter import can_hedge
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from paceline.launch.errors import ArgumentError
 from paceline.launch.files import make_writable
+from paceline.pipeline.stage import StageKind
 from paceline.pipeline.strict_model import format_size
-from paceline.pipeline.topology import StageKind
 from paceline.runtime.language.messages import first_settings
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.parked import kv_file, parked_folders
@@ -17,9 +17,9 @@ from paceline.stages.lm.layer_run import even_runs
 from paceline.stages.lm.rank_tiers import RankTiers
 from paceline.stages.tier_spec import budget_of, nvme_folder
 from paceline.tiers.errors import StoreError, TierError
-from paceline.tiers.fingerprint import Fingerprint
 from paceline.tiers.packed_memory import stored_nbytes
 from paceline.tiers.parking import parked_fingerprint
+from paceline.tiers.store_file import Fingerprint
 
 __all__ = ["check_models", "check_parked_tokens", "check_parking", "check_tiers_hold"]
 

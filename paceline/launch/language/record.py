@@ -10,8 +10,9 @@ import torch
 
 from paceline.launch.errors import ArgumentError
 from paceline.launch.workload import Recording
+from paceline.pipeline.stage import StageKind
 from paceline.pipeline.tiers import TierSpec
-from paceline.pipeline.topology import LanguageTopology, StageKind
+from paceline.pipeline.topology import LanguageTopology
 from paceline.runtime.language.models import Models
 from paceline.runtime.language.serial import generate_serial
 from paceline.runtime.spec import GenerateSpec
@@ -21,8 +22,7 @@ from paceline.tiers.attention import Query
 from paceline.tiers.block_stats import Floats
 from paceline.tiers.manager import TierManager
 from paceline.tiers.pool import Blocks
-from paceline.tiers.traces.format import TraceHeader
-from paceline.tiers.traces.writer import TraceWriter
+from paceline.tiers.traces.format import TraceHeader, TraceWriter
 
 __all__ = ["record_generation"]
 

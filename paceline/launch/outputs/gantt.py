@@ -24,7 +24,7 @@ from paceline.launch.outputs.style import (
     session_colour,
 )
 from paceline.launch.outputs.timeline import WAIT, Pass, Steady, passes, steady
-from paceline.pipeline.topology import StageKind
+from paceline.pipeline.stage import StageKind
 from paceline.runtime.result import Result
 from paceline.runtime.spec import GenerateSpec, RunSpec
 

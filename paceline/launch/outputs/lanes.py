@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from paceline.launch.outputs.timeline import Pass, runs
-from paceline.pipeline.topology import StageKind, Topology
+from paceline.pipeline.stage import StageKind
+from paceline.pipeline.topology import Topology
 from paceline.runtime.result import RankReport
 
 __all__ = ["Bar", "Lane", "bars", "lanes"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from paceline.pipeline.problem import Problem
-from paceline.pipeline.topology import LanguageTopology, StageKind
+from paceline.pipeline.stage import StageKind
+from paceline.pipeline.topology import LanguageTopology
 
 __all__ = ["check_speculation"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paceline.pipeline.placement import Placement, Route
-from paceline.pipeline.topology import StageKind, Topology
+from paceline.pipeline.stage import StageKind
+from paceline.pipeline.topology import Topology
 
 __all__ = ["Roles"]
 

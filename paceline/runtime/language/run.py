@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from paceline.pipeline.placement import Placement
-from paceline.pipeline.topology import StageKind, Topology
+from paceline.pipeline.stage import StageKind
+from paceline.pipeline.topology import Topology
 from paceline.runtime.endpoint import Endpoint
 from paceline.runtime.lanes import own_device
 from paceline.runtime.language.actor import LanguageActor, Progress

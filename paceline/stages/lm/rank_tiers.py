@@ -9,9 +9,9 @@ import torch
 from paceline.pipeline.tiers import TierMode, TierSpec
 from paceline.stages.lm.layer_run import LayerRun
 from paceline.stages.tier_spec import budget_of, settings_of
-from paceline.tiers.fingerprint import Fingerprint, fingerprint
 from paceline.tiers.layout import Layout
 from paceline.tiers.manager import TierManager
+from paceline.tiers.store_file import Fingerprint, fingerprint
 
 __all__ = ["RankTiers"]
 

@@ -14,7 +14,7 @@ from paceline.tiers.manager import TierManager
 from paceline.tiers.paged_kv import PagedKV
 from paceline.tiers.parking import park, unpark
 from paceline.tiers.prefix import PrefixIndex
-from paceline.tiers.tier import Tier
+from paceline.tiers.settings import Tier
 
 __all__ = ["Piece", "TieredKV"]
 

@@ -1,4 +1,4 @@
-"""Policies: which blocks should lie near the compute. One file each, one signature."""
+"""Policies: which blocks should lie near the compute. All have one signature."""
 
 from paceline.tiers.policies.policy import ONLINE, ORACLE, POLICIES, Policy, make_policy, policy
 

@@ -34,12 +34,12 @@ POLICIES = Registry(
     "policy",
     "paceline.tier_policies",
     {
-        "attention-mass": f"{_MODULE}attention_mass:AttentionMass",
-        "heavy-hitter": f"{_MODULE}heavy_hitter:HeavyHitter",
-        "lru": f"{_MODULE}lru:Lru",
-        "window": f"{_MODULE}window:Window",
+        "attention-mass": f"{_MODULE}built_in:AttentionMass",
+        "heavy-hitter": f"{_MODULE}built_in:HeavyHitter",
+        "lru": f"{_MODULE}built_in:Lru",
+        "window": f"{_MODULE}built_in:Window",
         "slab": f"{_MODULE}slab:Slab",
-        ORACLE: f"{_MODULE}oracle:Oracle",
+        ORACLE: f"{_MODULE}built_in:Oracle",
     },
 )
 """All policies; an entry is a class, whose constructor takes the options."""

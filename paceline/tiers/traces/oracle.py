@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from paceline.tiers.block_stats import Floats, Ints
 from paceline.tiers.policies import policy
 from paceline.tiers.profile import of_use
-from paceline.tiers.tier import Tier
+from paceline.tiers.settings import Tier
 from paceline.tiers.traces.replay import ReplayScore, ReplaySettings, replay, slots_of
 from paceline.tiers.traces.trace import Trace
 

@@ -12,7 +12,7 @@ from paceline.tiers.block_stats import BlockStats, Ints
 from paceline.tiers.planner import Move, Room, plan, spare_slots
 from paceline.tiers.policies import Policy
 from paceline.tiers.profile import Profile, of_use
-from paceline.tiers.tier import Tier
+from paceline.tiers.settings import Tier
 from paceline.tiers.traces.trace import Step, Trace
 
 __all__ = ["ReplayError", "ReplayScore", "ReplaySettings", "replay", "slots_of"]

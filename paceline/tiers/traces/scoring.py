@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from paceline.tiers.policies import policy
-from paceline.tiers.tier import Tier
+from paceline.tiers.settings import Tier
 from paceline.tiers.traces.oracle import belady, ceiling, oracle_score
 from paceline.tiers.traces.replay import ReplayScore, ReplaySettings, replay, slots_of
 from paceline.tiers.traces.trace import Trace

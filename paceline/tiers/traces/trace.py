@@ -22,10 +22,10 @@ from paceline.tiers.traces.format import (
     Kind,
     TraceError,
     TraceHeader,
+    TraceWriter,
     decode,
     read_records,
 )
-from paceline.tiers.traces.writer import TraceWriter
 
 __all__ = ["BlockTable", "Call", "Step", "Trace", "read_trace", "write_trace"]
 

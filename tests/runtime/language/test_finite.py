@@ -97,7 +97,7 @@ def test_a_session_ends_before_what_is_not_finite(
         return decoder
 
     monkeypatch.setattr(serial_module.Decoder, "load", spoilt)
-    plain = serial(spec)
+    plain = serial_module.generate_serial(spec, models_of(spec), None)
     check(plain, right, token)
     for found, whole in zip(plain.sessions, right.sessions, strict=True):
         if found.finish_reason == "failed":

@@ -18,6 +18,8 @@ from tests.runtime.language.cluster import Cluster, generate, language, serial, 
 from tests.runtime.language.test_same_text import check_all_free
 from tests.runtime.language.test_tiers import BLOCK, told
 
+pytestmark = pytest.mark.usefixtures("read_once")
+
 Pair = tuple[Path, Path]
 PROMPTS = ("    def __init__(self, name):\n        self.name = name\n" * 3, "class", "def add(a, b):\n    return")
 BEFORE, AFTER = 19, 23

@@ -9,6 +9,8 @@ import pytest
 from tests.runtime.language.cluster import generate, language, spec_of
 from tests.runtime.language.test_same_text import PROMPTS, counted
 
+pytestmark = pytest.mark.usefixtures("read_once")
+
 
 @pytest.mark.parametrize(
     ("window", "depth", "hedge", "verifiers", "drafter"),

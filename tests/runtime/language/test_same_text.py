@@ -28,6 +28,8 @@ from paceline.stages.lm.tokenizer import Tokenizer
 from paceline.stages.sampling_params import SamplingParams
 from tests.runtime.language.cluster import Cluster, generate, language, serial, spec_of, texts
 
+pytestmark = pytest.mark.usefixtures("read_once")
+
 Pair = tuple[Path, Path]
 PROMPTS = ("def add(a, b):\n    return", "class", "x", "    def __init__(self, name):\n        self.name = name\n" * 4)
 RANK = {"drafter": 0, "home": 1}

@@ -12,6 +12,8 @@ from paceline.runtime.result import LanguageResult
 from tests.runtime.language.cluster import Cluster, generate, language, serial, spec_of, texts
 from tests.runtime.language.test_same_text import check_all_free
 
+pytestmark = pytest.mark.usefixtures("read_once")
+
 Pair = tuple[Path, Path]
 PROMPTS = ("    def __init__(self, name):\n        self.name = name\n" * 5, "class", "def add(a, b):\n    return")
 BLOCK = 2 * 2 * 16 * 8 * 4

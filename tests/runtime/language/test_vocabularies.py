@@ -16,6 +16,8 @@ from paceline.runtime.result import LanguageResult
 from tests.launch.language.pair import SHAPE, VOCAB, save_pair, save_tokenizer
 from tests.runtime.language.cluster import generate, language, serial, spec_of, texts
 
+pytestmark = pytest.mark.usefixtures("read_once")
+
 Pair = tuple[Path, Path]
 PROMPTS = ("def add(a, b):\n    return", "class Thing", "x")
 ROWS = 420

@@ -18,7 +18,7 @@ from paceline.stages.lm.rank_tiers import RankTiers
 from paceline.stages.lm.sequence_kv import SequenceError
 from paceline.stages.lm.tiered_kv import TieredKV
 from paceline.tiers.policies import ONLINE
-from paceline.tiers.tier import Tier
+from paceline.tiers.settings import Tier
 
 from .conftest import Saved
 from .models import tokens

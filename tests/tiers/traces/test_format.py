@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.tiers.traces.format import MAGIC, Kind, TraceError, TraceHeader, decode, encode, write_record
+from paceline.tiers.traces.format import MAGIC, Kind, TraceError, TraceHeader, TraceWriter, decode, encode, write_record
 from paceline.tiers.traces.trace import Trace, read_trace, write_trace
-from paceline.tiers.traces.writer import TraceWriter
 from tests.tiers.traces.small import small_traces
 
 HEADER = TraceHeader("t", 16, 4096)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from paceline.tiers.block_stats import BlockStats
 from paceline.tiers.policies import ONLINE, policy
 from paceline.tiers.profile import of_use
-from paceline.tiers.tier import Tier
+from paceline.tiers.settings import Tier
 from paceline.tiers.traces.oracle import Future, belady, ceiling, oracle_score
 from paceline.tiers.traces.planted import Sizes, planted
 from paceline.tiers.traces.replay import ReplayError, ReplaySettings, replay, slots_of
