@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paceline.launch.errors import ArgumentError
-from paceline.pipeline.placement import Placement
+from paceline.pipeline.placement import Placement, memories
 from paceline.pipeline.schema import choice
 from paceline.pipeline.speculation.settings import NO_DRAFTER
 from paceline.pipeline.stage import StageKind
 from paceline.pipeline.strict_model import format_size
-from paceline.pipeline.tiers import TierSpec
 from paceline.pipeline.topology import LanguageTopology, MemorySpec, Topology, WorldTopology
 from paceline.pipeline.unit import ModelShape
 from paceline.stages.world_file import WorldHeader, world_of
@@ -88,6 +87,8 @@ class ModelFile:
 
     shape: ModelShape
     bytes: int
+    state_bytes: int = 0
+    """Of the context memory of a session; 0 where the topology has none"""
 
 
 def read_model_file(topology: WorldTopology) -> ModelFile:
@@ -108,12 +109,12 @@ def read_model_file(topology: WorldTopology) -> ModelFile:
         raise ArgumentError(
             f"context.recall: {path} holds a model whose frames have no pose, so none can be recalled; write 0"
         )
-    if topology.context.memory is not None:
-        _check_memory(topology.context.memory, path, header)
-    return ModelFile(header.shape, nbytes)
+    memory = topology.context.memory
+    return ModelFile(header.shape, nbytes, 0 if memory is None else _state_bytes(memory, path, header))
 
 
-def _check_memory(spec: MemorySpec, path: Path, header: WorldHeader) -> None:
+def _state_bytes(spec: MemorySpec, path: Path, header: WorldHeader) -> int:
+    """Bytes of a session's memory. Raises `ArgumentError` where the model has none, or there is no such memory."""
     if header.memory is None:
         raise ArgumentError(
             f"context.memory: {path} holds a model that was trained without a context memory; set model.weights to one "
@@ -125,7 +126,7 @@ def _check_memory(spec: MemorySpec, path: Path, header: WorldHeader) -> None:
     if spec.kind not in MEMORIES:
         raise ArgumentError(f"context.memory.kind: is {spec.kind!r}; write {choice(MEMORIES.names())}")
     try:
-        make_memory(spec.kind, spec.options)
+        return make_memory(spec.kind, spec.options).state_bytes(header.memory)
     except ValueError as error:
         raise ArgumentError(f"context.memory.options: {error}; write options that the memory takes") from error
 
@@ -143,15 +144,16 @@ _LEAST = 2
 
 
 def check_world_tiers(topology: WorldTopology, frames: int, sessions: int) -> None:
-    """Check every group's budgets: room for two blocks of each layer in hbm for each stage, and in all tiers for the
-    frames that every session reads by distance. How many it recalls depends on where it goes, so a long session may
-    still run out of room; `paceline plan` shows the most that it can need.
+    """Check every group's budgets: room in hbm for the context memories of the sessions and for two blocks of each
+    layer for each stage, and in all tiers for the frames that every session reads by distance. How many it recalls
+    depends on where it goes, so a long session may still run out of room; `paceline plan` shows the most that it can
+    need.
 
     `frames` are those of each session. Raises `ArgumentError`.
     """
     if not topology.tiers:
         return
-    header = world_of(topology.model.weights).header()
+    header, state_bytes = world_of(topology.model.weights).header(), read_model_file(topology).state_bytes
     placement = Placement(topology)
     context = topology.context
     near = min(context.prompt + frames, context.sinks + context.window + 1)
@@ -163,22 +165,21 @@ def check_world_tiers(topology: WorldTopology, frames: int, sessions: int) -> No
             continue
         spec = topology.tiers[group]
         block = header.kv_layer_bytes // header.tokens * spec.block_size
-        hbm = _LEAST * header.layers * block * len(stages)
+        states = state_bytes * memories(topology, rank, sessions)
+        hbm = _LEAST * header.layers * block * len(stages) + states
         if spec.hbm < hbm:
+            also = f", and for context memories of {format_size(states)}" if states else ""
             raise ArgumentError(
                 f"tiers.{group}.hbm: {format_size(spec.hbm)} is too little for {_LEAST} blocks of {format_size(block)} "
-                f"for each of {header.layers} layers and {len(stages)} stages; write {hbm} or more, or a smaller "
+                f"for each of {header.layers} layers and {len(stages)} stages{also}; write {hbm} or more, or a smaller "
                 f"block_size"
             )
         slabs = -(-header.tokens // spec.block_size)
         most = max(sum(name == stage for name, _ in streams) for stage in stages)
         needed = most * near * header.layers * slabs * block * len(stages)
-        if spec.bits is None and _room(spec) < needed:
+        room = spec.hbm - states + spec.dram + (spec.nvme.size if spec.nvme else 0)
+        if spec.bits is None and room < needed:
             raise ArgumentError(
-                f"tiers.{group}: {format_size(_room(spec))} in all tiers is too little for {most} sessions that read "
+                f"tiers.{group}: {format_size(room)} in all tiers is too little for {most} sessions that read "
                 f"{near} frames each, {format_size(needed)}; raise dram or nvme.size, or run fewer sessions"
             )
-
-
-def _room(spec: TierSpec) -> int:
-    return spec.hbm + spec.dram + (spec.nvme.size if spec.nvme else 0)

@@ -99,7 +99,15 @@ class FrameWorkload(Workload[RunResult]):
         topology, model = self.spec.topology, self.model_file()
         costs = read_costs(topology, measured)
         try:
-            made = make_plan(topology, model.shape, costs, sessions=sessions, frames=frames, weights_bytes=model.bytes)
+            made = make_plan(
+                topology,
+                model.shape,
+                costs,
+                sessions=sessions,
+                frames=frames,
+                weights_bytes=model.bytes,
+                state_bytes=model.state_bytes,
+            )
         except ValueError as error:
             raise ArgumentError(f"{file}: {error}") from error
         return WorkloadPlan(plan_json(made), lambda console: show_plan(made, console), made.deadlock is None)

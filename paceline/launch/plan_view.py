@@ -94,7 +94,8 @@ def _placement(plan: Plan) -> Table:
     table.add_column("rank", justify="right")
     for name in ("group", "device", "stages"):
         table.add_column(name)
-    for name in ("work / frame", "idle", "weights", "KV"):
+    remembers = any(rank.memory_bytes for rank in plan.ranks)
+    for name in ("work / frame", "idle", "weights", "KV", *(["memory"] if remembers else [])):
         table.add_column(name, justify="right")
     for rank in plan.ranks[:_MANY]:
         table.add_row(
@@ -106,9 +107,10 @@ def _placement(plan: Plan) -> Table:
             "-" if math.isnan(rank.bubble) else f"{rank.bubble:.0%}",
             format_size(rank.weights_bytes) if rank.weights_bytes else "-",
             format_size(rank.kv_bytes) if rank.kv_bytes else "-",
+            *([format_size(rank.memory_bytes) if rank.memory_bytes else "-"] if remembers else []),
         )
     if len(plan.ranks) > _MANY:
-        table.add_row("...", f"{len(plan.ranks) - _MANY} more", "", "", "", "", "", "")
+        table.add_row("...", f"{len(plan.ranks) - _MANY} more")
     return table
 
 
@@ -236,6 +238,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
                 "bubble": _plain(rank.bubble),
                 "weights_bytes": rank.weights_bytes,
                 "kv_bytes": rank.kv_bytes,
+                "memory_bytes": rank.memory_bytes,
             }
             for rank in plan.ranks
         ],

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from paceline.pipeline.flow import compute_chain
-from paceline.pipeline.topology import Schedule, Topology
+from paceline.pipeline.topology import FrameTopology, Schedule, Topology
 
-__all__ = ["Placement", "Route"]
+__all__ = ["Placement", "Route", "memories"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +103,11 @@ class Route(NamedTuple):
     edge: int
     source: int
     target: int
+
+
+def memories(topology: FrameTopology, rank: int, sessions: int) -> int:
+    """How many sessions have their context memory on a rank, where the topology has one: those whose first step is
+    there."""
+    if topology.context.memory is None:
+        return 0
+    return sum(0 in topology.stage_steps(stage) for stage, _ in Placement(topology).streams(rank, sessions))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from paceline.pipeline.costs import Costs, LinkLoad, busiest_s, in_mode, kv_held_bytes, link_loads, loop_s, rank_work_s
 from paceline.pipeline.flow import compute_chain
 from paceline.pipeline.liveness import Deadlock, check_liveness
-from paceline.pipeline.placement import Placement
+from paceline.pipeline.placement import Placement, memories
 from paceline.pipeline.program import ModelShape, Row, UnitKind
 from paceline.pipeline.programs import program_for
 from paceline.pipeline.simulate import simulate
@@ -50,6 +50,8 @@ class RankPlan:
     """Share of the steady time that it is idle, 0..1, as simulated; NaN where the topology deadlocks"""
     weights_bytes: int
     kv_bytes: int
+    memory_bytes: int
+    """Of the context memories of the sessions"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +105,15 @@ def plan(
     sessions: int | None = None,
     frames: int | None = None,
     weights_bytes: int = 0,
+    state_bytes: int = 0,
     slots: int = 12,
 ) -> Plan:
     """Plan a valid topology.
 
     `sessions` defaults to as many as give every rank work (a pair for each lane where the schedule is mirrored),
     `frames` of the simulation to enough for a steady state, both to less where the simulation would be long.
-    `weights_bytes` is the size of the world model, `slots` the length of the timetable. Raises `ValueError` where more
-    is asked for than `MOST_SIMULATED`.
+    `weights_bytes` is the size of the world model, `state_bytes` that of the context memory of a session, `slots` the
+    length of the timetable. Raises `ValueError` where more is asked for than `MOST_SIMULATED`.
     """
     size = max(len(topology.stages), len(topology.edges))
     sessions = sessions or min(_lanes(topology), max(_BRIEF // (size * _LEAST_FRAMES), 1))
@@ -135,7 +138,7 @@ def plan(
         topology=topology,
         sessions=sessions,
         frames=frames,
-        ranks=_ranks(topology, shape, costs, sessions, frames, weights_bytes, simulation),
+        ranks=_ranks(topology, shape, costs, sessions, frames, weights_bytes, state_bytes, simulation),
         busiest_s=busiest_s(topology, costs, sessions),
         loop_s=loop_s(topology, shape, costs),
         period_s=simulation.period_s if simulation else math.nan,
@@ -172,6 +175,7 @@ def _ranks(
     sessions: int,
     frames: int,
     weights_bytes: int,
+    state_bytes: int,
     simulation: Simulation | None,
 ) -> tuple[RankPlan, ...]:
     placement = Placement(topology)
@@ -187,7 +191,15 @@ def _ranks(
             bubble = simulation.bubble(rank) if rank < len(simulation.ranks) else 1.0
         ranks.append(
             RankPlan(
-                rank, group, topology.groups[group].device, streams, work[rank], bubble, weights_bytes * model, kv[rank]
+                rank,
+                group,
+                topology.groups[group].device,
+                streams,
+                work[rank],
+                bubble,
+                weights_bytes * model,
+                kv[rank],
+                state_bytes * memories(topology, rank, sessions),
             )
         )
     return tuple(ranks)

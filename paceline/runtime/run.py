@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from paceline.kernels.philox import session_seed
-from paceline.pipeline.placement import Placement, Route
+from paceline.pipeline.placement import Placement, Route, memories
 from paceline.pipeline.program import ModelShape
 from paceline.pipeline.programs import program_for
 from paceline.pipeline.stage import StageKind
@@ -26,6 +26,7 @@ from paceline.runtime.worker import SWITCH_INTERVAL_S, Worker
 from paceline.stages.base import Stage
 from paceline.stages.denoise import DenoiseStage
 from paceline.stages.frame_tiers import frame_tier_manager
+from paceline.stages.memory import make_memory
 from paceline.stages.relay import DecodeStage, SleepStage
 from paceline.stages.world_file import world_of
 from paceline.stages.world_model import AnyWorldModel
@@ -127,6 +128,10 @@ def _denoise_stage(
     group = topology.stages[name].group
     if group in topology.tiers:
         kinds = [topology.stages[stage].kind for stage in names]
+        state_bytes = 0
+        if topology.context.memory is not None and model.header.memory is not None:
+            memory = topology.context.memory
+            state_bytes = make_memory(memory.kind, memory.options).state_bytes(model.header.memory)
         tiers[name] = frame_tier_manager(
             topology.tiers[group],
             model.header,
@@ -136,5 +141,6 @@ def _denoise_stage(
             topology.model.weights,
             name,
             rank,
+            state_bytes * memories(topology, rank, spec.sessions),
         )
     return DenoiseStage(model, topology, name, seeds, spec.kv_hash, tiers.get(name), rank)

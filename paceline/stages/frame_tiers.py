@@ -33,14 +33,23 @@ __all__ = ["FrameTiers", "frame_layout", "frame_tier_manager"]
 
 
 def frame_tier_manager(
-    spec: TierSpec, header: WorldHeader, share: int, recall: int, device: str, weights: str, stage: str, rank: int
+    spec: TierSpec,
+    header: WorldHeader,
+    share: int,
+    recall: int,
+    device: str,
+    weights: str,
+    stage: str,
+    rank: int,
+    memory_bytes: int = 0,
 ) -> TierManager:
     """The tiers of one denoise stage, which has the `share`-th part of the budgets of its rank.
 
-    `recall` is the number of frames that a frame recalls. Raises what `TierManager` raises.
+    `recall` is the number of frames that a frame recalls, `memory_bytes` what the context memories of the rank's
+    sessions take of hbm. Raises what `TierManager` raises.
     """
     layout = frame_layout(header, spec.block_size)
-    budget = budget_of(spec, share)
+    budget = budget_of(spec.model_copy(update={"hbm": spec.hbm - memory_bytes}), share)
     # Room for the frame that is being written and for those that the next one recalls, before they are waited for.
     frame = header.layers * layout.blocks(header.tokens)
     spare = min(frame * (1 + recall) / budget.slots(layout).hbm, 0.25)

@@ -19,6 +19,7 @@ from tests.stages.conftest import random_model
 
 WORLD = str(ROOT / "topologies" / "world-1.yaml")
 TIERED = str(ROOT / "topologies" / "world-2-tiers.yaml")
+ALL = str(ROOT / "topologies" / "world-3-all.yaml")
 SPECULATE = str(ROOT / "topologies" / "speculate-2.yaml")
 SMALL = DiTConfig(width=64, layers=2, heads=2)
 
@@ -139,6 +140,15 @@ def test_budgets_that_hold_nothing() -> None:
     check_refused(TIERED, "tiers.early.hbm=1", "is too little for 2 blocks")
     code, output, _ = invoke("validate", SPECULATE, "--set", "tiers={verifier: {hbm: 1}}")
     assert code == 2 and "tiers.verifier" in output
+
+
+def test_a_context_memory_counts_in_the_budget() -> None:
+    """Two blocks of each layer of 16 tokens take 128 KiB, and the state of the shipped memory 104 KiB."""
+    least = 2 * 4 * 2 * 16 * 128 * 4 + 4 * 4 * 512 * 13
+    check_refused(ALL, f"tiers.first.hbm={least - 1}", f"and for context memories of 104 KiB; write {least} or more")
+    # The others hold no memory: for them the blocks are enough.
+    code, output, _ = invoke("validate", ALL, "--set", f"tiers.first.hbm={least}", "--set", "tiers.second.hbm=131072")
+    assert code == 0, output
 
 
 def test_a_language_model_that_is_missing() -> None:

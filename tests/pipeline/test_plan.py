@@ -27,7 +27,7 @@ from paceline.pipeline.load import load_topology
 from paceline.pipeline.plan import Plan, plan
 from paceline.pipeline.program import ModelShape
 from paceline.pipeline.recall import View
-from paceline.pipeline.topology import ContextMode, Topology, Transport
+from paceline.pipeline.topology import ContextMode, MemorySpec, Topology, Transport
 from tests.pipeline.nets import SHAPE, contiguous, sleepers, world
 
 TOPOLOGIES = Path(__file__).parents[2] / "topologies"
@@ -165,6 +165,18 @@ def test_a_plan_says_who_computes_what() -> None:
     assert made.ranks[2].bubble == pytest.approx(1 / 3, abs=0.1)
     assert made.ranks[0].bubble == pytest.approx(1)
     assert made.period_s == pytest.approx(0.03, rel=0.1)
+
+
+def test_context_memories_lie_where_the_first_step_of_their_session_is() -> None:
+    topology = world([[0], [1], [2], [3, "clean"]], ms=[10.0] * 4, schedule="mirrored", inflight=16)
+    made = plan(topology, SHAPE, costs_from(topology), state_bytes=5)
+    assert [rank.memory_bytes for rank in made.ranks] == [0] * 5, "the topology has no memory"
+    with_one = topology.with_context(topology.context.model_copy(update={"memory": MemorySpec(kind="delta")}))
+    four = plan(with_one, SHAPE, costs_from(with_one), sessions=4, state_bytes=5)
+    # Odd sessions enter from the other end.
+    assert [rank.memory_bytes for rank in four.ranks] == [0, 10, 0, 0, 10]
+    assert [rank["memory_bytes"] for rank in plan_json(four)["ranks"]] == [0, 10, 0, 0, 10]
+    assert "memory" in shown(four)
 
 
 def test_every_rank_of_a_group_gets_a_session() -> None:
