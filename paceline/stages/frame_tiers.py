@@ -22,14 +22,28 @@ from torch import Tensor
 from paceline.pipeline.context import Read
 from paceline.pipeline.tiers import TierSpec
 from paceline.stages.frame_sharing import SharedFrames
-from paceline.stages.slab_masses import slab_masses
 from paceline.stages.tier_spec import budget_of, settings_of
 from paceline.stages.world_file import WorldHeader
 from paceline.tiers.errors import BlockLost, TierError, TierFull
 from paceline.tiers.layout import Layout
 from paceline.tiers.manager import TierManager
 
-__all__ = ["FrameTiers", "frame_layout", "frame_tier_manager"]
+__all__ = ["FrameTiers", "frame_layout", "frame_tier_manager", "slab_masses"]
+
+
+def slab_masses(
+    q_HND: Tensor, k_HMD: Tensor, reads: int, rows: Sequence[int], tokens: int, block_size: int
+) -> NDArray[np.float64]:
+    """Attention mass `[F S]`, the mean over heads and queries, of the slabs of some frames.
+
+    Queries and keys are rotated; the first keys are those of `reads` frames of so many tokens, and `rows` are the
+    places of the F frames among them.
+    """
+    weights_HNM = torch.softmax(q_HND @ k_HMD.transpose(1, 2) / q_HND.shape[-1] ** 0.5, dim=-1)
+    mass_M = weights_HNM.mean(dim=(0, 1)).double().cpu().numpy()
+    mass_FN = mass_M[: reads * tokens].reshape(reads, tokens)[list(rows)]
+    masses: NDArray[np.float64] = np.add.reduceat(mass_FN, range(0, tokens, block_size), axis=1).reshape(-1)
+    return masses
 
 
 def frame_tier_manager(

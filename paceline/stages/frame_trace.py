@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paceline.pipeline.context import Read
-from paceline.stages.slab_masses import slab_masses
+from paceline.stages.frame_tiers import slab_masses
 from paceline.tiers.errors import TierError
 from paceline.tiers.layout import Layout
 from paceline.tiers.traces.format import TraceWriter

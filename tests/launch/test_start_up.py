@@ -86,6 +86,7 @@ class Watch:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
             print("torch", os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"], flush=True)
+            os._exit(0)
 
 sys.meta_path.insert(0, Watch())
 from paceline.launch.{module} import main

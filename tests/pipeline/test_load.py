@@ -545,6 +545,24 @@ def test_a_key_that_its_stage_or_edge_does_not_take(tmp_path: Path, file: str, a
     assert [str(found) for found in check_topology(shipped, [f"{key}={default}"])[1]] == [f"--set {key}: {problem}"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "problems"),
+    [
+        ("kind: denois, ", ["stages.step0.kind: is 'denois'; write source, denoise"]),
+        ("", ["stages.step0.kind: is missing; write source, denoise"]),
+        ("kind: draft, ", ["stages.step0.kind: 'draft' has no place in workload world; use source, denoise",
+                           "stages.step0.steps: a draft stage takes no steps; remove them or write kind: denoise"]),
+    ],
+)  # fmt: skip
+def test_keys_of_a_stage_whose_kind_is_wrong(tmp_path: Path, kind: str, problems: list[str]) -> None:
+    """Where the kind says nothing, nothing is said of the keys that only some kinds take."""
+    text = (ROOT / "topologies" / "world-2.yaml").read_text()
+    broken = tmp_path / "t.yaml"
+    broken.write_text(text.replace("kind: denoise, ", kind, 1))
+    found = [str(problem).partition(" ")[2] for problem in check_topology(broken)[1]]
+    assert [text[: len(start)] for text, start in zip(found, problems, strict=True)] == problems
+
+
 @pytest.mark.parametrize("key", ["schedule: wavefront", "deadline_ms: 40", "on_late: wait"])
 def test_keys_of_frames_in_a_language_topology(tmp_path: Path, key: str) -> None:
     text = (ROOT / "topologies" / "speculate-2.yaml").read_text()

@@ -21,8 +21,8 @@ from paceline.runtime.result import FRAMES_FILE, Decision
 from paceline.runtime.session import Session, SinkStage, SourceStage
 from paceline.runtime.spec import RunSpec
 from paceline.stages.denoise import DenoiseStage
-from paceline.stages.dit.decoder import PatchDecoder
 from paceline.stages.dit.model import DiTModel
+from paceline.stages.dit.patches import PatchDecoder
 from paceline.stages.ending import run_end
 from paceline.stages.item import Item, Meta
 from paceline.stages.relay import DecodeStage

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from paceline.kernels.philox import Purpose, normal
 from paceline.stages.dit.config import DiTConfig, FrameCondition
-from paceline.stages.dit.noise import StartNoise
+from paceline.stages.dit.model import StartNoise
 from paceline.stages.dit.patches import unpatchify
 
 GROUND = DiTConfig(noise="ground")

@@ -14,9 +14,9 @@ from paceline.stages.world_file import WeightsError, WorldFile, WorldHeader, saf
 if TYPE_CHECKING:
     import numpy as np
 
-    from paceline.stages.dit.decoder import PatchDecoder
     from paceline.stages.dit.feed import GlyphFeed
     from paceline.stages.dit.model import DiTModel
+    from paceline.stages.dit.patches import PatchDecoder
 
 __all__ = ["DiTFile", "not_finite"]
 
@@ -70,7 +70,7 @@ class DiTFile(WorldFile):
         return DiTModel(load_dit(self.path, device))
 
     def decoder(self, device: str) -> PatchDecoder:
-        from paceline.stages.dit.decoder import PatchDecoder
+        from paceline.stages.dit.patches import PatchDecoder
 
         return PatchDecoder(DiTConfig.read(self.path).grid_y)
 

@@ -1,4 +1,4 @@
-"""Frames as tokens: a frame of 8-bit pixels is cut into square patches, row by row.
+"""Frames as tokens, and back: a frame of 8-bit pixels is cut into square patches, row by row.
 
 Shape suffixes: H, W height and width in pixels, N tokens, E values of one token (patch * patch * 3).
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["PATCH", "cut", "decode", "ground_noise", "patchify", "unpatchify"]
+__all__ = ["PATCH", "PatchDecoder", "cut", "decode", "ground_noise", "patchify", "unpatchify"]
+
 
 PATCH = 4  # pixels along a side of a patch
 
@@ -56,3 +57,21 @@ def decode(x_NE: Tensor, grid_y: int = 8, patch: int = PATCH) -> Tensor:
     """Tokens `[..., N, E]` to 8-bit frames `[..., H, W, 3]`: clamped to [-1, 1] and rounded."""
     pixels = (unpatchify(x_NE, grid_y, patch).clamp(-1.0, 1.0) + 1.0) * 127.5
     return pixels.round().to(torch.uint8)
+
+
+class PatchDecoder:
+    """The model works in pixels, so this is patch decoding, without state. See `FrameDecoder`."""
+
+    def __init__(self, grid_y: int) -> None:
+        """`grid_y` is the rows of tokens."""
+        self._grid_y = grid_y
+
+    def open(self, session: int) -> None:
+        """Nothing to keep."""
+
+    def decode(self, session: int, frame: int, latent: Tensor) -> Tensor:
+        """One picture `[1, H, W, 3]`."""
+        return decode(latent, self._grid_y).cpu()[None]
+
+    def close(self, session: int) -> None:
+        """Nothing to free."""

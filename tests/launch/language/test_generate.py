@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,13 @@ def reference(
     models: list[str], max_tokens: int, seed: int, temperature: float, ignore_eos: bool = False
 ) -> list[tuple[str, list[int], str]]:
     """What the serial reference gives, in this process."""
+    return list(_reference(tuple(models), max_tokens, seed, temperature, ignore_eos))
+
+
+@cache
+def _reference(
+    models: tuple[str, ...], max_tokens: int, seed: int, temperature: float, ignore_eos: bool
+) -> list[tuple[str, list[int], str]]:
     topology = load_topology(Path(TWO), [*models[1::2], "deterministic=true"])
     params = SamplingParams(temperature, seed=seed)
     spec = GenerateSpec(topology, PROMPTS, max_tokens, seed, params, ignore_eos=ignore_eos)

@@ -80,7 +80,7 @@ def test_two_blocks_a_layer_in_processes(models: list[str], tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["--serial", "--plain"])
+@pytest.mark.parametrize("way", [pytest.param("--serial", marks=pytest.mark.exhaustive), "--plain"])
 def test_other_ways(models: list[str], tmp_path: Path, way: str) -> None:
     summary, _, _ = command(TIERED, *arguments(models), *small(tmp_path), way)
     assert texts(summary) == reference(models, 90, 7, 1.0)
