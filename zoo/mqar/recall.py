@@ -63,14 +63,14 @@ def vocabulary() -> dict[str, int]:
 
 def draw(setting: Setting, texts: int, seed: tuple[int, ...]) -> Batch:
     """Texts that follow from the seed."""
-    random = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
+    draws = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     pairs, slots = setting.pairs, (setting.length - 2 * setting.pairs) // 2
-    keys = _FIRST_KEY + _distinct(random, texts, KEYS, pairs)
-    values = _FIRST_VALUE + _distinct(random, texts, VALUES, pairs)
-    ids = random.integers(_FIRST_WORD, VOCABULARY, (texts, setting.length))
+    keys = _FIRST_KEY + _distinct(draws, texts, KEYS, pairs)
+    values = _FIRST_VALUE + _distinct(draws, texts, VALUES, pairs)
+    ids = draws.integers(_FIRST_WORD, VOCABULARY, (texts, setting.length))
     ids[:, 0 : 2 * pairs : 2], ids[:, 1 : 2 * pairs : 2] = keys, values
     # The n largest of log p + Gumbel noise are n draws without replacement.
-    scores = (_POWER - 1) * np.log(np.arange(1, slots + 1)) + random.gumbel(size=(texts, slots))
+    scores = (_POWER - 1) * np.log(np.arange(1, slots + 1)) + draws.gumbel(size=(texts, slots))
     places = 2 * pairs + 2 * np.argsort(-scores, axis=1)[:, :pairs]
     np.put_along_axis(ids, places, keys, axis=1)
     np.put_along_axis(ids, places + 1, values, axis=1)
@@ -79,7 +79,7 @@ def draw(setting: Setting, texts: int, seed: tuple[int, ...]) -> Batch:
     return Batch(ids, asked)
 
 
-def _distinct(random: np.random.Generator, texts: int, among: int, count: int) -> Ids:
+def _distinct(draws: np.random.Generator, texts: int, among: int, count: int) -> Ids:
     """Rows of different numbers below `among`."""
-    found: Ids = np.argsort(random.random((texts, among)), axis=1)[:, :count].astype(np.int64)
+    found: Ids = np.argsort(draws.random((texts, among)), axis=1)[:, :count].astype(np.int64)
     return found

@@ -11,7 +11,7 @@ import torch
 from tests.launch.language.pair import VOCAB, save_tokenizer
 from tests.runtime.language.cluster import Cluster, language, serial, spec_of, texts
 from tests.runtime.language.test_same_text import PROMPTS, check_all_free, counted
-from tests.runtime.language.test_tiers import told, tiers
+from tests.runtime.language.test_tiers import tiers, told
 from tests.stages.lm.memory_models import save_memory
 
 Pair = tuple[Path, Path]
