@@ -29,7 +29,7 @@ def drawn(seed: int, count: int, keys: int, values: int, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("corrects", [True, False])
 @given(seed=st.integers(0, 1 << 30), count=st.integers(1, 40), sizes=st.tuples(*[st.integers(1, 9)] * 2),
        decays=st.booleans(), data=st.data())  # fmt: skip
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_at_once_as_token_by_token_in_any_split(
     dtype: torch.dtype, near: float, corrects: bool, seed: int, count: int, sizes: tuple[int, int], decays: bool,
     data: st.DataObject,

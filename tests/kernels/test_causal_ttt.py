@@ -58,7 +58,7 @@ def descended(state: TTTState, tokens: list[Tensor], steps: Tensor, norm: InnerN
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-10), (torch.float32, 2e-3)])
 @given(seed=st.integers(0, 1 << 30), count=st.integers(1, 24), batch=st.integers(1, 8), data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_any_split_is_gradient_descent(
     dtype: torch.dtype, near: float, seed: int, count: int, batch: int, data: st.DataObject
 ) -> None:

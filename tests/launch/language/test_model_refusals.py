@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.launch.language.pair import save_pair, save_tokenizer
-from tests.launch.language.test_cli import TWO, refused
+from tests.launch.language.pair import VOCAB, save_pair, save_tokenizer
+from tests.launch.language.test_cli import THREE, TWO, refused
+from tests.stages.lm.memory_models import save_memory
 from tests.stages.lm.models import save_random
 
 ROPE = {"rope_theta": 10000.0, "factor": 2.0}
@@ -77,6 +78,24 @@ def test_no_attention(tmp_path: Path) -> None:
     for more in ([], tiers):
         said = refused(*target(tmp_path, "mamba"), *more)
         assert "keeps its state in a way that is no KV cache; give a model with attention in every layer" in said
+
+
+def test_states_of_constant_size_are_not_in_tiers_and_not_parked(tmp_path: Path) -> None:
+    save_memory(tmp_path, ["delta", "gated_delta"], vocab_size=VOCAB)
+    save_tokenizer(tmp_path)
+    arguments = TWO, "--prompt", "x", "--set", f"model.target={tmp_path}", "--set", "speculation.drafter=ngram"
+    tiers = ["--set", "tiers.verifier.hbm=64MiB"]
+    assert "run the model without tiers" in refused(*arguments, *tiers)
+    said = refused(*arguments, "--park", str(tmp_path / "parked"))
+    assert "has layers with a state of constant size, which is not parked; run it without --park" in said
+
+
+def test_a_rank_without_attention_has_no_tiers(tmp_path: Path) -> None:
+    save_memory(tmp_path, ["attention", "gated_delta"], vocab_size=VOCAB)
+    save_tokenizer(tmp_path)
+    models = ["--set", f"model.target={tmp_path}", "--set", "speculation.drafter=ngram"]
+    said = refused(THREE, "--prompt", "x", *models, "--set", "tiers.verifier.hbm=64MiB")
+    assert "rank 1 of the group holds no attention layer, and so no KV; lower groups.verifier.ranks" in said
 
 
 def test_experts_and_deterministic(tmp_path: Path) -> None:

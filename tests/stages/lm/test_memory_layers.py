@@ -181,7 +181,7 @@ def test_a_rollback_beyond_what_is_kept_is_refused(folder: Path) -> None:
     for part in tokens(30).split(3):
         decoder.forward([(sequence, part)])
     decoder.truncate(sequence, 26)
-    with pytest.raises(RollbackError, match=r"26 were to be kept|go back to 21"):
+    with pytest.raises(RollbackError, match="3 positions of 26 were to be kept"):
         decoder.truncate(sequence, 3)
     with pytest.raises(RollbackError, match="fork at 3"):
         decoder.fork(sequence, 3)

@@ -21,6 +21,7 @@ from paceline.tiers.policies import ONLINE
 from paceline.tiers.settings import Tier
 
 from .conftest import Saved
+from .memory_models import save_memory
 from .models import tokens
 
 LENGTH = 100
@@ -268,6 +269,28 @@ def test_lost_blocks_are_computed_again(
         told = tiers_of(decoder).statistics()
         assert told["recomputed_positions"] > 0
         assert sum(told["errors"].values()) > 0
+
+
+@pytest.mark.parametrize("rows", [5, None])
+def test_states_of_constant_size_are_computed_again_with_lost_kv(rows: int | None, tmp_path: Path) -> None:
+    """The KV of a layer's beginning is lost, which is further back than the other layers' states can go."""
+    folder = tmp_path / "model"
+    save_memory(folder, ["gated_delta", "attention", "ttt_linear"])
+    decoder = Decoder.load(folder, rows=rows, tiers=RankTiers(EVERYTHING, "test"))
+    wanted = decoder.forward([(decoder.open(), tokens(90))])[0]
+    tiers_of(decoder).close()
+    decoder = Decoder.load(folder, rows=rows, tiers=RankTiers(small(tmp_path, hbm=2), "test"), rollback=8)
+    try:
+        sequence = decoder.open()
+        for part in tokens(60).split(5):
+            decoder.forward([(sequence, part)])
+        damage(decoder)
+        found = decoder.forward([(sequence, tokens(90)[60:])])[0]
+        assert tiers_of(decoder).statistics()["recomputed_positions"] >= 60
+    finally:
+        tiers_of(decoder).close()
+    torch.testing.assert_close(found, wanted[60:], atol=5e-5, rtol=0)
+    assert rows is None or torch.equal(found, wanted[60:])
 
 
 def test_a_run_that_does_not_know_the_tokens_fails_by_name_and_others_go_on(llama: Saved, tmp_path: Path) -> None:
