@@ -44,7 +44,7 @@ class Purpose(IntEnum):
     bonus = 9
     """the token behind a fully accepted window"""
     memory = 10
-    """the keys of a context memory"""
+    """the keys of a context memory, and the weights that it begins with"""
     renoise = 11
     """the noise that is added to a frame between two denoising steps"""
 

@@ -1,4 +1,4 @@
-"""The delta rule: written at once as token by token, and what it promises about what is read."""
+"""The delta rule and linear attention: written at once as token by token, and what it promises about what is read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from paceline.kernels.delta_rule import delta_read, delta_write, delta_write_by_token
+from paceline.kernels.delta_rule import (
+    delta_read,
+    delta_write,
+    delta_write_by_token,
+    linear_write,
+    linear_write_by_token,
+)
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 17), st.integers(1, 12), st.integers(1, 9))
 
@@ -35,6 +41,8 @@ def test_at_once_as_token_by_token(
     before = state.clone()
     gates = decay if decays else None
     found, wanted = delta_write(state, k, v, beta, gates), delta_write_by_token(state, k, v, beta, gates)
+    torch.testing.assert_close(found, wanted, atol=near, rtol=near)
+    found, wanted = linear_write(state, k, v, beta, gates), linear_write_by_token(state, k, v, beta, gates)
     torch.testing.assert_close(found, wanted, atol=near, rtol=near)
     assert torch.equal(state, before)  # who holds the old state, as a fork does, still has it
 

@@ -48,7 +48,7 @@ def weights(model: DiTModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     window=st.integers(1, 4),
     prompt=st.integers(1, 7),
     recall=st.integers(0, 1),
-    kind=st.sampled_from(["delta", "linear"]),
+    kind=st.sampled_from(["delta", "linear", "ttt_linear", "ttt_mlp"]),
     order=st.integers(0, 10_000),
 )
 def test_any_order_gives_the_serial_bits(

@@ -18,7 +18,7 @@ from paceline.stages.world_file import MemoryShape, WorldHeader
 
 SHAPE = MemoryShape(heads=2, tokens=4, keys=6, values=3, read=(24,))
 CPU = torch.device("cpu")
-BUILT_IN = ["delta", "linear"]
+BUILT_IN = ["delta", "linear", "ttt_linear", "ttt_mlp"]
 
 
 class Model:
@@ -98,6 +98,18 @@ def test_rollback_and_fork_are_as_if_nothing_had_been(kind: str, seeds: list[int
 
 
 @pytest.mark.parametrize("kind", BUILT_IN)
+def test_a_memory_that_holds_nothing_reads_as_zero_and_one_that_was_written_does_not(kind: str) -> None:
+    rule, model = make_memory(kind, {}), Model()
+    state, writes = rule.empty(SHAPE, CPU), model.memory_writes(torch.ones(1), 1)
+    assert torch.equal(rule.attend(state, writes.keys), torch.zeros(2, 4, 3))
+    for _ in range(2):
+        state = rule.write(state, writes)
+    held = rule.attend(state, writes.keys)
+    # What was written again is closer to the values.
+    assert float((held - writes.values).norm()) < float(writes.values.norm())
+
+
+@pytest.mark.parametrize("kind", ["delta", "linear"])
 def test_what_is_held_fades_by_the_decay_of_a_frame(kind: str) -> None:
     whole, faded = make_memory(kind, {"decay": 1.0}), make_memory(kind, {"decay": 0.5})
     writes = Model().memory_writes(torch.ones(1), 1)
@@ -112,6 +124,10 @@ def test_what_is_held_fades_by_the_decay_of_a_frame(kind: str) -> None:
     [
         ("delta", {"decay": 0.0}, "above 0 and up to 1"),
         ("linear", {"decay": "x"}, "above 0 and up to 1"),
+        ("ttt_linear", {"rate": 0}, "rate is 0; write a number above 0"),
+        ("ttt_mlp", {"rate": True}, "rate is True; write a number above 0"),
+        ("ttt_linear", {"batch": 0}, "batch is 0; write a whole number from 1 on"),
+        ("ttt_mlp", {"hidden": 2.5}, "hidden is 2.5; write a whole number from 1 on"),
         ("delta", {"speed": 1}, "context memory delta: "),
         ("delt", {}, "there is no context memory 'delt'; there are delta"),
     ],

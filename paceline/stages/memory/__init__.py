@@ -15,6 +15,8 @@ MEMORIES = Registry(
     {
         "delta": "paceline.stages.memory.delta:DeltaMemory",
         "linear": "paceline.stages.memory.linear:LinearMemory",
+        "ttt_linear": "paceline.stages.memory.ttt:TTTLinearMemory",
+        "ttt_mlp": "paceline.stages.memory.ttt:TTTMLPMemory",
     },
 )
 """The rules of `context.memory.kind`."""

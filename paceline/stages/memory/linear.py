@@ -3,6 +3,7 @@ arXiv 2006.16236, without the normaliser), which fades with every frame."""
 
 from __future__ import annotations
 
+from paceline.kernels.delta_rule import linear_write
 from paceline.stages.memory.matrix import MatrixMemory
 from paceline.stages.memory.protocol import State, Writes
 
@@ -17,4 +18,4 @@ class LinearMemory(MatrixMemory):
 
     def write(self, state: State, writes: Writes) -> State:
         """See `ContextMemory`."""
-        return (self._decay * state[0] + writes.keys.mT @ (writes.strengths[..., None] * writes.values),)
+        return (linear_write(self._decay * state[0], writes.keys, writes.values, writes.strengths),)
