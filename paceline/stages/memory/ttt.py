@@ -1,9 +1,9 @@
 """Test-time training as a context memory: the state is a small model that learns from every frame to map keys to values
 (TTT-Linear and TTT-MLP, Sun et al. 2024, arXiv 2407.04620; see `kernels/ttt.py`).
 
-The learning rate of a token is `rate` times the strength with which the model writes it, and for TTT-MLP divided by the
-number of hidden units. Gradients are taken `batch` tokens at a time. The default rates are stable where keys have length
-1 and overlap little within a mini-batch, and values are of the size that a layer norm gives.
+The learning rate of a token is `rate` times the strength with which the model writes it, and for TTT-MLP divided by
+the number of hidden units. Gradients are taken `batch` tokens at a time. The default rates are stable where keys have
+length 1 and overlap little within a mini-batch, and values are of the size that a layer norm gives.
 """
 
 from __future__ import annotations
