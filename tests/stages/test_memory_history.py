@@ -172,14 +172,20 @@ def test_places_that_were_seen_are_known_and_others_are_not() -> None:
     seen = torch.zeros(48, 48, dtype=torch.bool)
     for condition in conditions[:29]:
         seen[cells(condition)] = True
-    known, unknown = [], []
+    known, unknown, ground = [], [], torch.full((48, 48), torch.nan)
     for y in range(0, 48, 5):
         for x in range(0, 48, 5):
             there = FrameCondition(0, 0, y, x)
             held = memory.holds(there)
             assert held.shape == (16, 16)
+            # A cell has one value from wherever it is seen.
+            before = ground[cells(there)]
+            torch.testing.assert_close(before.where(~before.isnan(), held), held, atol=1e-4, rtol=0)
+            ground[cells(there)] = held
             known.append(held[seen[cells(there)]])
             unknown.append(held[~seen[cells(there)]])
+    # Keys have no constant part.
+    assert abs(float(ground.mean())) < 1e-3
     told, silent = torch.cat(known), torch.cat(unknown)
     assert float((told > 0.5).float().mean()) > 0.75, told.quantile(torch.tensor([0.1, 0.25, 0.5]))
     assert float((silent < 0.5).float().mean()) > 0.9, silent.quantile(torch.tensor([0.5, 0.75, 0.9]))
