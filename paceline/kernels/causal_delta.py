@@ -22,7 +22,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["CHUNK", "causal_delta", "causal_delta_by_token"]
+from paceline.kernels.triton_kernels import triton_kernels
+
+__all__ = ["CHUNK", "causal_delta", "causal_delta_by_token", "causal_delta_reference"]
 
 CHUNK = 64
 """Tokens that are computed in one go: work within a chunk grows with its square."""
@@ -63,8 +65,30 @@ def causal_delta(
 
     Takes the state `[..., K, V]`, queries and keys `[..., N, K]`, values `[..., N, V]`, strengths `[..., N]` and log
     decays `[..., N]` (None: no decay); N >= 1. `corrects` False is linear attention. Returns what tokens read
-    `[..., N, V]` and the state after them; the state that is given stays as it is.
+    `[..., N, V]` and the state after them; the state that is given stays as it is. On CUDA it is
+    one Triton kernel where Triton is installed, tensors are float32, and no gradient is asked for.
     """
+    triton = triton_kernels("causal_delta") if k_NK.device.type == "cuda" else None
+    if triton is not None:
+        given = [state_KV, q_NK, k_NK, v_NV, beta_N, *([] if log_decay_N is None else [log_decay_N])]
+        if triton.suits(*given):
+            found: tuple[Tensor, Tensor] = triton.causal_delta(
+                state_KV, q_NK, k_NK, v_NV, beta_N, log_decay_N, corrects
+            )
+            return found
+    return causal_delta_reference(state_KV, q_NK, k_NK, v_NV, beta_N, log_decay_N, corrects)
+
+
+def causal_delta_reference(
+    state_KV: Tensor,
+    q_NK: Tensor,
+    k_NK: Tensor,
+    v_NV: Tensor,
+    beta_N: Tensor,
+    log_decay_N: Tensor | None = None,
+    corrects: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """As `causal_delta`, in torch on any device, in chunks of `CHUNK` tokens."""
     outs = []
     for start in range(0, k_NK.shape[-2], CHUNK):
         part = slice(start, start + CHUNK)

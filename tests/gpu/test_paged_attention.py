@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from paceline.kernels.causal_delta import causal_delta
 from paceline.kernels.merge import merge
 from paceline.kernels.moves import copy_blocks
 from paceline.kernels.summaries import summarise
@@ -33,7 +34,7 @@ def test_kernels_agree_with_torch_in_the_interpreter() -> None:
         timeout=100,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == ["decode", "merge", "summaries", "moves"]
+    assert done.stdout.split() == ["decode", "merge", "summaries", "moves", "causal_delta"]
 
 
 def on_gpu(given: Case) -> Case:
@@ -85,3 +86,19 @@ def test_summaries_on_a_gpu() -> None:
     found, wanted = summarise(keys.cuda(), counts.cuda()).to("cpu"), summarise(keys, counts)
     for name in ("minimum_NGD", "maximum_NGD", "mean_NGD", "radius_NG", "reach_NG", "count_N"):
         assert torch.allclose(getattr(found, name), getattr(wanted, name), rtol=1e-6, atol=1e-7), name
+
+
+@pytest.mark.gpu
+@ON_A_GPU
+@pytest.mark.parametrize(("keys", "values"), [(64, 64), (512, 13)])
+@pytest.mark.parametrize("count", [1, 100])
+@pytest.mark.parametrize("fades", [False, True])
+def test_the_gated_delta_rule_on_a_gpu(keys: int, values: int, count: int, fades: bool) -> None:
+    q, k = (torch.nn.functional.normalize(randn(seed, 2, 4, count, keys), dim=-1) for seed in (1, 2))
+    beta, decay = randn(3, 2, 4, count).sigmoid(), -randn(4, 2, 4, count).square()
+    state, v = randn(5, 2, 4, keys, values), randn(6, 2, 4, count, values)
+    wanted = causal_delta(state, q, k, v, beta, decay if fades else None)
+    on_device = (part.cuda() for part in (state, q, k, v, beta))
+    found = causal_delta(*on_device, decay.cuda() if fades else None)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one.cpu(), other, atol=1e-4, rtol=1e-4)

@@ -10,7 +10,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 import numpy as np
 import torch
 
-from paceline.kernels import merge_triton, moves_triton, paged_attention_triton, summaries_triton
+from paceline.kernels import causal_delta_triton, merge_triton, moves_triton, paged_attention_triton, summaries_triton
+from paceline.kernels.causal_delta import causal_delta_by_token, causal_delta_reference
 from paceline.kernels.merge import _weighted
 from paceline.kernels.paged_attention import paged_attention_reference
 from paceline.kernels.summaries import _UP, summarise
@@ -76,8 +77,31 @@ def moves() -> None:
     print("moves")
 
 
+def causal_delta() -> None:
+    shapes = [  # leading dimensions, tokens, keys, values, fades, corrects
+        ((2, 3), 37, 12, 20, True, True),
+        ((1,), 16, 16, 13, False, True),
+        ((2,), 5, 40, 7, True, False),
+    ]
+    for seed, (lead, count, keys, values, fades, corrects) in enumerate(shapes):
+        q, k = randn(seed, *lead, count, keys), randn(seed + 10, *lead, count, keys)
+        k = torch.nn.functional.normalize(k, dim=-1)
+        beta, decay = randn(seed + 20, *lead, count).sigmoid(), -randn(seed + 30, *lead, count).square()
+        decay[..., 2] = -200.0  # all is forgotten; exp of what lies behind would overflow, and sums round
+        given = (
+            randn(seed + 40, *lead, keys, values), q, k, randn(seed + 50, *lead, count, values), beta,
+            decay if fades else None, corrects,
+        )  # fmt: skip
+        found = causal_delta_triton.causal_delta(*given)
+        for wanted in (causal_delta_reference(*given), causal_delta_by_token(*given)):
+            for one, other in zip(found, wanted, strict=True):
+                assert torch.allclose(one, other, atol=2e-4, rtol=2e-4), (one - other).abs().max()
+    print("causal_delta")
+
+
 if __name__ == "__main__":
     decode()
     merge()
     summaries()
     moves()
+    causal_delta()

@@ -123,6 +123,15 @@ class DiTModel:
     def memory_read(self, held: Tensor, condition: FrameCondition) -> Tensor:
         return self._memory.arrange(held, self._place(condition))
 
+    def memory_familiarity(self, held: Tensor, condition: FrameCondition) -> Tensor:
+        """By cell of half a token's side, in the rows and columns of the picture: `[2 grid_y, 2 grid_x]`. It is what is
+        read where a 1 was written with every cell: about 1 for a place that was written not long ago, and around 0 or
+        below for one that never was. By a rule that is linear in the state the values of the whole ground have the mean
+        0, as no key has a constant part: the more of it was seen, the more they tell new from old places."""
+        y, x = self._memory.grid_y, self._memory.grid_x
+        known = self._memory.arrange(held, self._place(condition)).view(y, x, 2, 2, -1)[..., -1]
+        return known.movedim(2, 1).reshape(2 * y, 2 * x)
+
     def _place(self, condition: FrameCondition) -> Tensor:
         return torch.tensor(self.pose(condition), device=self.device)
 
