@@ -99,8 +99,8 @@ class SequenceState:
     """The KV of some layers and the states of the others. `of_state` says by layer which are the others; `rollback`
     is how many of the last positions can be taken back at least.
 
-    A pass advances the states layer by layer, and then sets `length`. A pass that fails halfway leaves the sequence as
-    it was, as does any row beyond `length`.
+    A pass advances the states layer by layer, and then sets `length`. Where it fails halfway, setting `length` to what
+    it was takes back what it has done.
     """
 
     __slots__ = ("_kv", "_layers", "_length", "_places", "_rollback")
@@ -155,10 +155,8 @@ class SequenceState:
         return [layer.state for layer in self._layers.values()]
 
     def reserve(self, positions: int) -> None:
-        """See `KV`. What a pass that failed has left in the states is taken back."""
+        """See `KV`."""
         self._kv.reserve(positions)
-        for layer in self._layers.values():
-            layer.cut(self._length)
 
     def write(self, layer: int, start: int, k_GND: Tensor, v_GND: Tensor) -> None:
         """See `KV`."""

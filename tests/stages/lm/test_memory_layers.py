@@ -133,6 +133,8 @@ def test_rollbacks_and_forks_leave_no_trace(
             case "fork":
                 old, sequence = sequence, decoder.fork(sequence, at)
                 decoder.forward([(old, tokens(1 + wrong, seed=8))])
+                at -= data.draw(st.integers(0, at))
+                decoder.truncate(sequence, at)
                 decoder.close(old)
             case "within":
                 decoder.forward([(sequence, tokens(LENGTH)[at : at + count])])
@@ -189,6 +191,35 @@ def test_a_rollback_beyond_what_is_kept_is_refused(folder: Path) -> None:
     decoder.truncate(sequence, 0)
     again, fresh = decoder.forward([(sequence, tokens(5))])[0], decoder.open()
     torch.testing.assert_close(again, decoder.forward([(fresh, tokens(5))])[0], atol=5e-5, rtol=0)
+
+
+def test_both_sides_of_a_fork_go_on_and_back(decoder: Decoder, bits: torch.Tensor) -> None:
+    one = decoder.open()
+    decoder.forward([(one, tokens(LENGTH)[:20])])
+    other = decoder.fork(one, 20)
+    decoder.forward([(one, tokens(LENGTH)[20:30])])
+    decoder.forward([(other, tokens(10, seed=4))])
+    for sequence in (one, other):
+        decoder.truncate(sequence, 25 if sequence == one else 20)
+        at = decoder.length(sequence)
+        assert torch.equal(decoder.forward([(sequence, tokens(LENGTH)[at:])])[0], bits[at:])
+
+
+def test_a_pass_that_fails_halfway_leaves_no_trace(
+    decoder: Decoder, bits: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first layers have written their states when the last one fails."""
+    sequence = decoder.open()
+    decoder.forward([(sequence, tokens(LENGTH)[:20])])
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise MemoryError("no memory left")
+
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr(decoder._run._layers[-1].mlp, "forward", fail)
+        decoder.forward([(sequence, tokens(9, seed=4))])
+    assert decoder.length(sequence) == 20
+    assert torch.equal(decoder.forward([(sequence, tokens(LENGTH)[20:])])[0], bits[20:])
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
