@@ -89,7 +89,7 @@ SCORED = ("kept", "painted", *(f"back after {lag}" for lag in LAGS))
 
 def score(bench: Bench, quick: bool) -> None:
     """Free rollouts on held-out worlds."""
-    worlds, frames = (2, 40) if quick else (32, 200)
+    worlds, frames = (2, 40) if quick else (32, 140)
     cases: dict[str, tuple[str, Mapping[str, str], tuple[str, ...]]] = {
         "memory": (MEMORY, {}, ()),
         "empty memory": (MEMORY, {}, ("--control", "zero")),
@@ -112,7 +112,7 @@ def score(bench: Bench, quick: bool) -> None:
 
 def rules(bench: Bench, quick: bool) -> None:
     """The shipped network, trained with the delta rule, under every rule."""
-    worlds, frames = (2, 40) if quick else (8, 200)
+    worlds, frames = (2, 40) if quick else (8, 100)
     rows = []
     for kind in MEMORIES.names():
         say(f"rules: {kind}")
