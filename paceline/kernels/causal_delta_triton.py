@@ -6,8 +6,6 @@ Within a chunk it is the WY form of `causal_delta.py`; the triangular system is 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton  # type: ignore[import-not-found]
 import triton.language as tl  # type: ignore[import-not-found]
@@ -19,21 +17,22 @@ _CHUNK = 16
 """Tokens of a chunk: the least that `tl.dot` takes, as more rows make solving longer and fit fewer keys."""
 _VALUES = 16
 """Values of a program."""
-_KEYS = 512
-"""Keys of a state, at most: a program holds a block of them for all keys."""
+_KEYS = 256
+"""Keys of a state, at most: a program holds a block of values for all keys, and has 99 KiB of shared memory on every
+GPU from compute capability 8.0 on."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _causal_delta(
-    state_KV: Any,
-    q_NK: Any,
-    k_NK: Any,
-    v_NV: Any,
-    beta_N: Any,
-    decay_N: Any,
-    out_NV: Any,
-    new_KV: Any,
-    count: Any,
+    state_KV: tl.tensor,
+    q_NK: tl.tensor,
+    k_NK: tl.tensor,
+    v_NV: tl.tensor,
+    beta_N: tl.tensor,
+    decay_N: tl.tensor,
+    out_NV: tl.tensor,
+    new_KV: tl.tensor,
+    count: tl.tensor,
     keys: tl.constexpr,
     values: tl.constexpr,
     corrects: tl.constexpr,
@@ -102,7 +101,7 @@ def _causal_delta(
 
 def suits(*tensors: Tensor) -> bool:
     """Whether the kernel takes a state `[..., K, V]` and what is written to it: float32, none to be differentiated, up
-    to 512 keys."""
+    to 256 keys."""
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return False
     return tensors[0].shape[-2] <= _KEYS and all(tensor.dtype == torch.float32 for tensor in tensors)

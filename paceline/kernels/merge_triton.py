@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton  # type: ignore[import-not-found]
 import triton.language as tl  # type: ignore[import-not-found]
@@ -17,12 +15,12 @@ _PARTS = 32
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _weighted(
-    out_PXD: Any,
-    lse_PX: Any,
-    merged_XD: Any,
-    merged_X: Any,
-    parts: Any,
-    items: Any,
+    out_PXD: tl.tensor,
+    lse_PX: tl.tensor,
+    merged_XD: tl.tensor,
+    merged_X: tl.tensor,
+    parts: tl.tensor,
+    items: tl.tensor,
     width: tl.constexpr,
     PARTS: tl.constexpr,
     WIDTH: tl.constexpr,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import triton  # type: ignore[import-not-found]
@@ -18,7 +16,14 @@ _CHUNK = 4096
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _copy(source_SW: Any, target_SW: Any, slots_2N: Any, count: Any, words: Any, CHUNK: tl.constexpr) -> None:
+def _copy(
+    source_SW: tl.tensor,
+    target_SW: tl.tensor,
+    slots_2N: tl.tensor,
+    count: tl.tensor,
+    words: tl.tensor,
+    CHUNK: tl.constexpr,
+) -> None:
     number = tl.program_id(0)
     word = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     taken = tl.load(slots_2N + number)

@@ -7,8 +7,6 @@ read), the runs are merged afterwards. Imported only where Triton is.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton  # type: ignore[import-not-found]
 import triton.language as tl  # type: ignore[import-not-found]
@@ -26,23 +24,23 @@ _PROGRAMS = 1024
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _decode(
-    q_HD: Any,
-    keys_SGBD: Any,
-    values_SGBD: Any,
-    slots_N: Any,
-    starts_N: Any,
-    counts_N: Any,
-    out_PHD: Any,
-    lse_PH: Any,
-    block_lse_HN: Any,
-    blocks: Any,
-    query: Any,
-    oldest: Any,
-    scale: Any,
-    slot_stride: Any,
-    head_stride: Any,
-    token_stride: Any,
-    run: Any,
+    q_HD: tl.tensor,
+    keys_SGBD: tl.tensor,
+    values_SGBD: tl.tensor,
+    slots_N: tl.tensor,
+    starts_N: tl.tensor,
+    counts_N: tl.tensor,
+    out_PHD: tl.tensor,
+    lse_PH: tl.tensor,
+    block_lse_HN: tl.tensor,
+    blocks: tl.tensor,
+    query: tl.tensor,
+    oldest: tl.tensor,
+    scale: tl.tensor,
+    slot_stride: tl.tensor,
+    head_stride: tl.tensor,
+    token_stride: tl.tensor,
+    run: tl.tensor,
     heads: tl.constexpr,
     rows: tl.constexpr,
     width: tl.constexpr,

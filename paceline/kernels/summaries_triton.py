@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton  # type: ignore[import-not-found]
 import triton.language as tl  # type: ignore[import-not-found]
@@ -14,13 +12,13 @@ __all__ = ["summarise"]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _summarise(
-    keys_NGBD: Any,
-    counts_N: Any,
-    minimum_NGD: Any,
-    maximum_NGD: Any,
-    mean_NGD: Any,
-    radius_NG: Any,
-    reach_NG: Any,
+    keys_NGBD: tl.tensor,
+    counts_N: tl.tensor,
+    minimum_NGD: tl.tensor,
+    maximum_NGD: tl.tensor,
+    mean_NGD: tl.tensor,
+    radius_NG: tl.tensor,
+    reach_NG: tl.tensor,
     heads: tl.constexpr,
     block: tl.constexpr,
     width: tl.constexpr,

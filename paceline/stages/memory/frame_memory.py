@@ -170,7 +170,9 @@ class FrameMemory:
         device = self._model.device
         self.state = tuple(part.to(device) for part in checkpoint.state)
         self._held = checkpoint.held
-        self._waiting = {each.frame: each for each in checkpoint.waiting}
+        self._waiting = {
+            each.frame: FinishedFrame(each.frame, each.latent.to(device), each.condition) for each in checkpoint.waiting
+        }
         self.reads, self.writes = checkpoint.reads, checkpoint.writes
         self._history = MemoryHistory(self._rollback, self._held, self.state)
 
