@@ -29,7 +29,6 @@ MEMORY, RECALL = "world-2-memory", "world-2"
 HELD_OUT = 20_000
 """Seed of the first world: no choice was made on these"""
 LENGTHS: dict[str, tuple[str, Mapping[str, str], int]] = {
-    "memory": (MEMORY, {}, 7500),
     "memory, 25 frames/s": (MEMORY, {"deadline_ms": "40"}, 7500),
     "recall": (RECALL, {"context.recall": "2"}, 7500),
     "full KV": (RECALL, {"context.window": "2000"}, 1500),
