@@ -13,9 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import TYPE_CHECKING
 
-from paceline.pipeline.recall import Pose, Recall, View
 from paceline.pipeline.topology import ContextMode, ContextSpec
+from paceline.pipeline.view import Pose, View
+
+if TYPE_CHECKING:
+    from paceline.pipeline.recall import Recall
 
 __all__ = ["FOREVER", "Context", "Read", "level_read", "slot_of"]
 
@@ -114,6 +118,9 @@ class Context:
             if self.view is None:
                 raise ValueError("frames can't be recalled by pose where it is not known what a view shows")
             held = self.steps + 2
+            # Imported here: it needs NumPy, which contexts that recall nothing do without.
+            from paceline.pipeline.recall import Recall
+
             self._recall = Recall(self.recall, self.window, self.sinks, self.reach, held, self.view)
         return self._recall.observe(frame, pose)
 

@@ -4,7 +4,7 @@ A frame reads its sinks and its window. What they do not show of its view, an ol
 by pose alone: no attention is computed and no content is looked at, so the choice is a function of the actions, the
 same in every stage, placement and schedule, and it is known as soon as the action is.
 
-Poses are the upper left corners of views on a torus, in its units; all arithmetic is in whole numbers.
+All arithmetic is in whole numbers.
 """
 
 from __future__ import annotations
@@ -18,27 +18,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Pose", "Recall", "View"]
+from paceline.pipeline.view import Pose, View
 
-Pose = tuple[int, int]
-"""(y, x)"""
+__all__ = ["Recall", "shown"]
 
 
-@dataclass(frozen=True, slots=True)
-class View:
-    """What a frame shows: a rectangle on a torus."""
-
-    torus: int
-    """Sides of the torus"""
-    height: int
-    width: int
-
-    def shown(self, own: Pose, other: Pose) -> list[int]:
-        """The places in the view at `own`, counted by rows, of the cells that the view at `other` shows as well."""
-        near = _near(self)
-        row = near.row_of[(other[0] - own[0]) % self.torus, (other[1] - own[1]) % self.torus]
-        bits = np.unpackbits(near.cells[row].astype("<u8").view(np.uint8), bitorder="little")
-        return np.flatnonzero(bits).tolist() if row >= 0 else []
+def shown(view: View, own: Pose, other: Pose) -> list[int]:
+    """The places in the view at `own`, counted by rows, of the cells that the view at `other` shows as well."""
+    near = _near(view)
+    row = near.row_of[(other[0] - own[0]) % view.torus, (other[1] - own[1]) % view.torus]
+    bits = np.unpackbits(near.cells[row].astype("<u8").view(np.uint8), bitorder="little")
+    return np.flatnonzero(bits).tolist() if row >= 0 else []
 
 
 class _Near(NamedTuple):

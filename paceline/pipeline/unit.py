@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from paceline.pipeline.recall import View
 from paceline.pipeline.topology import ContextMode, FrameTopology
+from paceline.pipeline.view import View
 
 __all__ = ["MAY_END", "Give", "Key", "ModelShape", "Row", "Unit", "UnitKind", "kv_part", "kv_run"]
 

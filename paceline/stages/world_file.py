@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from paceline.pipeline.recall import View
 from paceline.pipeline.unit import ModelShape
+from paceline.pipeline.view import View
 from paceline.registry import Registry
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from paceline.kernels.philox import Purpose, normal
-from paceline.pipeline.recall import Pose
+from paceline.pipeline.view import Pose
 from paceline.stages.item import Meta
 from paceline.stages.world_file import WorldHeader
 

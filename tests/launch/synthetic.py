@@ -24,8 +24,9 @@ def chain_spec(
     """One step a rank, the clean pass on the last one; decoder and client on rank 0."""
     world = workload == "world"
     kind = "denoise" if world else "sleep"
-    steps = {rank: [rank, "clean"] if rank == ranks - 1 else [rank] for rank in range(ranks)} if world else {}
-    stages = {f"step{r}": {"kind": kind, "group": f"g{r}", "steps": steps.get(r, ())} for r in range(ranks)}
+    stages: dict[str, dict[str, object]] = {f"step{r}": {"kind": kind, "group": f"g{r}"} for r in range(ranks)}
+    for rank in range(ranks if world else 0):
+        stages[f"step{rank}"]["steps"] = [rank, "clean"] if rank == ranks - 1 else [rank]
     names = ["source", *stages, *(["decode"] if world else []), "sink"]
     ends = {"source": {"kind": "source", "group": "g0"}, "sink": {"kind": "sink", "group": "g0"}}
     if world:

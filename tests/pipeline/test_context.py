@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.pipeline.context import Context, Read, level_read, slot_of
-from paceline.pipeline.recall import View
 from paceline.pipeline.topology import ContextMode
+from paceline.pipeline.view import View
 
 
 @pytest.mark.parametrize(

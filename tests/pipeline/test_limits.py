@@ -12,9 +12,9 @@ import yaml
 from paceline.pipeline.costs import costs_from
 from paceline.pipeline.load import check_topology
 from paceline.pipeline.plan import MOST_SIMULATED, plan
-from paceline.pipeline.recall import View
 from paceline.pipeline.topology import Topology, WorldTopology
 from paceline.pipeline.unit import ModelShape
+from paceline.pipeline.view import View
 from tests.pipeline.nets import SHAPE, contiguous, sleepers, world
 
 MODEL = ModelShape(4, 12288, 65536, 3072, View(48, 16, 16))

@@ -26,8 +26,8 @@ from paceline.pipeline.costs import (
 from paceline.pipeline.load import load_topology
 from paceline.pipeline.plan import Plan, plan
 from paceline.pipeline.program import ModelShape
-from paceline.pipeline.recall import View
 from paceline.pipeline.topology import ContextMode, MemorySpec, Topology, Transport
+from paceline.pipeline.view import View
 from tests.pipeline.nets import SHAPE, contiguous, sleepers, world
 
 TOPOLOGIES = Path(__file__).parents[2] / "topologies"

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.pipeline.recall import Pose, Recall, View
+from paceline.pipeline.recall import Recall, shown
+from paceline.pipeline.view import Pose, View
 
 TORUS = 9
 views = st.builds(View, st.just(TORUS), st.integers(1, 4), st.integers(1, 4))
@@ -24,7 +25,7 @@ def cells(view: View, pose: Pose) -> set[Pose]:
 def test_shown_cells_are_the_ground_that_two_views_share(view: View, own: Pose, other: Pose) -> None:
     found = {
         ((own[0] + index // view.width) % TORUS, (own[1] + index % view.width) % TORUS)
-        for index in view.shown(own, other)
+        for index in shown(view, own, other)
     }
     assert found == cells(view, own) & cells(view, other)
 

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 from safetensors import SafetensorError, safe_open
 
-from paceline.pipeline.recall import View
+from paceline.pipeline.view import View
 from paceline.stages.world_file import MemoryShape, WeightsError, WorldHeader
 
 __all__ = ["CELLS", "LAGS", "DiTConfig", "FrameCondition", "GroundMemoryConfig"]

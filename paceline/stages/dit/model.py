@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from paceline.kernels.philox import Purpose, normal
-from paceline.pipeline.recall import Pose
+from paceline.pipeline.view import Pose
 from paceline.stages.dit.config import DiTConfig, FrameCondition
 from paceline.stages.dit.memory import GroundMemory
 from paceline.stages.dit.network import DiT, rotate
