@@ -88,7 +88,7 @@ SCORED = ("kept", "painted", *(f"back after {lag}" for lag in LAGS))
 
 def score(bench: Bench, quick: bool) -> None:
     """Free rollouts on held-out worlds."""
-    worlds, frames = (2, 40) if quick else (32, 140)
+    worlds, frames = (2, 40) if quick else (32, 96)
     cases: dict[str, tuple[str, Mapping[str, str], tuple[str, ...]]] = {
         "memory": (MEMORY, {}, ()),
         "empty memory": (MEMORY, {}, ("--control", "zero")),
