@@ -157,7 +157,7 @@ def examples(count: int) -> Callable[[Callable[..., None]], Callable[..., None]]
 
 
 test_a_session_fails_alone_and_nothing_wrong_is_shown = pytest.mark.slow(examples(6)(fails_alone))
-test_a_session_fails_alone_in_many_cases = pytest.mark.exhaustive(examples(48)(fails_alone))
+test_a_session_fails_alone_in_many_cases = pytest.mark.timeout(600)(pytest.mark.exhaustive(examples(48)(fails_alone)))
 
 
 @pytest.mark.parametrize("mode", ["clean", "cascade", "staggered"])
