@@ -153,7 +153,9 @@ def check_world_tiers(topology: WorldTopology, frames: int, sessions: int) -> No
     """
     if not topology.tiers:
         return
-    header, state_bytes = world_of(topology.model.weights).header(), read_model_file(topology).state_bytes
+    world, memory = world_of(topology.model.weights), topology.context.memory
+    header = world.header()
+    state_bytes = 0 if memory is None else _state_bytes(memory, world.path, header)
     placement = Placement(topology)
     context = topology.context
     near = min(context.prompt + frames, context.sinks + context.window + 1)
@@ -165,7 +167,7 @@ def check_world_tiers(topology: WorldTopology, frames: int, sessions: int) -> No
             continue
         spec = topology.tiers[group]
         block = header.kv_layer_bytes // header.tokens * spec.block_size
-        states = state_bytes * memories(topology, rank, sessions)
+        states = state_bytes * memories(topology, streams)
         hbm = _LEAST * header.layers * block * len(stages) + states
         if spec.hbm < hbm:
             also = f", and for context memories of {format_size(states)}" if states else ""

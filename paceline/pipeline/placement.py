@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -105,9 +106,9 @@ class Route(NamedTuple):
     target: int
 
 
-def memories(topology: FrameTopology, rank: int, sessions: int) -> int:
-    """How many sessions have their context memory on a rank, where the topology has one: those whose first step is
-    there."""
+def memories(topology: FrameTopology, streams: Iterable[tuple[str, int]]) -> int:
+    """How many sessions have their context memory on a rank with these `(stage, session)`, where the topology has one:
+    those whose first step is there."""
     if topology.context.memory is None:
         return 0
-    return sum(0 in topology.stage_steps(stage) for stage, _ in Placement(topology).streams(rank, sessions))
+    return sum(0 in topology.stage_steps(stage) for stage, _ in streams)

@@ -199,7 +199,7 @@ def _ranks(
                 bubble,
                 weights_bytes * model,
                 kv[rank],
-                state_bytes * memories(topology, rank, sessions),
+                state_bytes * memories(topology, streams),
             )
         )
     return tuple(ranks)

@@ -98,7 +98,7 @@ def _worker(
                 stages[name] = DecodeStage(world.decoder(device), name, rank)
             case StageKind.denoise if world is not None:
                 model = world.load(device) if model is None else model
-                stages[name] = _denoise_stage(spec, rank, device, name, model, seeds, names, tiers)
+                stages[name] = _denoise_stage(spec, rank, device, name, model, seeds, streams, tiers)
             case kind:
                 raise PacelineError(f"stage {name} is of kind {kind}, which workload {topology.workload!r} has none of")
     programs = [program_for(topology, shape, stage, session) for stage, session in streams]
@@ -117,7 +117,7 @@ def _denoise_stage(
     name: str,
     model: AnyWorldModel,
     seeds: dict[int, int],
-    names: Sequence[str],
+    streams: Sequence[tuple[str, int]],
     tiers: dict[str, TierManager],
 ) -> Stage:
     """A stage that denoises. Its tiers are added to `tiers`: a rank's budgets are shared out among its
@@ -127,7 +127,7 @@ def _denoise_stage(
         raise PacelineError(f"stage {name} denoises, and workload {topology.workload!r} has no model")
     group = topology.stages[name].group
     if group in topology.tiers:
-        kinds = [topology.stages[stage].kind for stage in names]
+        kinds = [topology.stages[stage].kind for stage in {stage for stage, _ in streams}]
         state_bytes = 0
         if topology.context.memory is not None and model.header.memory is not None:
             memory = topology.context.memory
@@ -141,6 +141,6 @@ def _denoise_stage(
             topology.model.weights,
             name,
             rank,
-            state_bytes * memories(topology, rank, spec.sessions),
+            state_bytes * memories(topology, streams),
         )
     return DenoiseStage(model, topology, name, seeds, spec.kv_hash, tiers.get(name), rank)

@@ -15,8 +15,9 @@ from torch import Tensor
 from zoo.code.acceptance import COUPLINGS, Coupling, joint, on_continuations, on_text
 from zoo.code.baseline import xz_bits_per_byte, xz_size
 from zoo.code.likelihood import bits
-from zoo.code.models import Shape, build, frozen
+from zoo.code.models import Shape, build
 from zoo.code.sampling import continued
+from zoo.folder import frozen
 
 SMALL = Shape(width=64, layers=1, heads=1, kv_heads=1, inner=64, vocabulary=48)
 OTHER = Shape(width=64, layers=2, heads=1, kv_heads=1, inner=64, vocabulary=48)

@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from zoo.code.attention import causal_attention
 from zoo.code.batches import Windows
 from zoo.code.distill import Recipe, Teacher, divergence
-from zoo.code.models import Shape, build, frozen, load, publish
+from zoo.code.models import Shape, build, load, publish
 from zoo.code.objective import Imitation, Language, Objective, fast
 from zoo.code.tokenizer import train_tokenizer
 from zoo.code.train import Trainer, TrainPlan, run
+from zoo.folder import frozen
 
 SHAPE = Shape(width=64, layers=2, heads=2, kv_heads=1, inner=64, vocabulary=300)
 PLAN = TrainPlan(steps=6, warmup=2, decay=2)

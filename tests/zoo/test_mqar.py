@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from paceline.stages.lm.memory.model import MemoryLM
 from paceline.stages.lm.tokenizer import Tokenizer
+from zoo.folder import frozen
 from zoo.mqar.evaluate import recalled
-from zoo.mqar.models import Shape, frozen, publish
+from zoo.mqar.models import Shape, publish
 from zoo.mqar.recall import SETTINGS, VOCABULARY, Setting, draw, vocabulary
 from zoo.mqar.train import Plan, Trainer, run
 

@@ -7,21 +7,21 @@ ours is needed to load one: `AutoModelForCausalLM.from_pretrained(folder)`.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from zoo.code.tokenizer import END_ID, VOCABULARY, save_tokenizer
+from zoo.folder import frozen, write_model
 
-__all__ = ["DRAFT", "TARGET", "Shape", "build", "frozen", "load", "publish"]
+__all__ = ["DRAFT", "TARGET", "Shape", "build", "load", "publish"]
 
 LONGEST = 1024  # positions that a published folder promises; training reads half as many
 
@@ -67,13 +67,6 @@ def build(shape: Shape, seed: int, device: str = "cpu") -> LlamaForCausalLM:
     return model
 
 
-def frozen(model: LlamaForCausalLM) -> LlamaForCausalLM:
-    """The model, ready to run and without gradients."""
-    nn.Module.eval(model)
-    nn.Module.requires_grad_(model, False)
-    return model
-
-
 def publish(
     shape: Shape, weights: Mapping[str, torch.Tensor], tokenizer: Tokenizer, folder: Path, metadata: Mapping[str, str]
 ) -> None:
@@ -81,10 +74,9 @@ def publish(
 
     `weights` is a state dict of `build(shape, ...)`; `metadata` goes into the head of the safetensors file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(tokenizer, folder, LONGEST)
     config: dict[str, Any] = shape.config().to_dict()
     config |= {"architectures": ["LlamaForCausalLM"], "dtype": "float32"}
-    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     generation = {
         "bos_token_id": END_ID,
         "eos_token_id": END_ID,
@@ -92,17 +84,7 @@ def publish(
         "do_sample": True,
         "temperature": 0.7,
     }
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n", encoding="utf-8")
-    save_tokenizer(tokenizer, folder, LONGEST)
-    tensors = {
-        name: value.detach().to("cpu", torch.bfloat16).contiguous()
-        for name, value in weights.items()
-        if name != "lm_head.weight"  # is the embedding
-    }
-    fresh = folder / "model.safetensors.fresh"
-    save_file(tensors, str(fresh), metadata={"format": "pt", "shape": json.dumps(asdict(shape)), **metadata})
-    fresh.chmod(0o644)  # safetensors writes files for their owner only
-    os.replace(fresh, folder / "model.safetensors")
+    write_model(folder, config, generation, weights, {"shape": json.dumps(asdict(shape)), **metadata})
 
 
 def load(folder: Path, device: str = "cpu") -> LlamaForCausalLM:

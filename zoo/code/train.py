@@ -29,9 +29,10 @@ from zoo.code.batches import Windows
 from zoo.code.corpus import fingerprint, stdlib
 from zoo.code.distill import Recipe, Teacher
 from zoo.code.likelihood import bits
-from zoo.code.models import DRAFT, TARGET, Shape, build, frozen, load, publish
+from zoo.code.models import DRAFT, TARGET, Shape, build, load, publish
 from zoo.code.objective import Imitation, Language, Objective, fast
 from zoo.code.tokenizer import load_tokenizer, token_stream, train_tokenizer
+from zoo.folder import frozen
 
 __all__ = ["TrainPlan", "Trainer", "main", "run"]
 

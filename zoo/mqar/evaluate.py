@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from paceline.stages.lm.memory.model import MemoryLM
-from zoo.mqar.models import frozen
+from zoo.folder import frozen
 from zoo.mqar.recall import SETTINGS, Setting, draw
 
 __all__ = ["main", "recalled"]

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor, nn
+from torch import Tensor
 
 from paceline.stages.lm.memory.config import ATTENTION, MemoryLMConfig
 from paceline.stages.lm.memory.mixer import MemoryMixer
 from paceline.stages.lm.memory.model import MemoryLM
+from zoo.folder import write_model
 from zoo.mqar.recall import END_ID, UNKNOWN_ID, VOCABULARY, vocabulary
 
-__all__ = ["HYBRID", "KINDS", "Shape", "build", "frozen", "publish"]
+__all__ = ["HYBRID", "KINDS", "Shape", "build", "publish"]
 
 HYBRID = "hybrid"
 KINDS = ("gated_delta", "delta", "linear", "ttt_linear", HYBRID, ATTENTION)
@@ -104,27 +103,10 @@ def _begin(mixer: MemoryMixer, keys: int) -> None:
 def publish(shape: Shape, weights: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> None:
     """Write a folder that `paceline generate` reads; the weights last and atomically, in bfloat16."""
     folder.mkdir(parents=True, exist_ok=True)
-    config: dict[str, Any] = shape.config().to_dict() | {"architectures": ["MemoryLM"], "dtype": "float32"}
-    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    generation = {"bos_token_id": END_ID, "eos_token_id": END_ID, "pad_token_id": END_ID, "do_sample": False}
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n", encoding="utf-8")
     _save_tokenizer(folder)
-    tensors = {
-        name: value.detach().to("cpu", torch.bfloat16).contiguous()
-        for name, value in weights.items()
-        if name != "lm_head.weight"  # is the embedding
-    }
-    fresh = folder / "model.safetensors.fresh"
-    save_file(tensors, str(fresh), metadata={"format": "pt", "shape": json.dumps(asdict(shape)), **metadata})
-    fresh.chmod(0o644)  # safetensors writes files for their owner only
-    os.replace(fresh, folder / "model.safetensors")
-
-
-def frozen(model: MemoryLM) -> MemoryLM:
-    """The model, ready to run and without gradients."""
-    nn.Module.eval(model)
-    nn.Module.requires_grad_(model, False)
-    return model
+    config: dict[str, Any] = shape.config().to_dict() | {"architectures": ["MemoryLM"], "dtype": "float32"}
+    generation = {"bos_token_id": END_ID, "eos_token_id": END_ID, "pad_token_id": END_ID, "do_sample": False}
+    write_model(folder, config, generation, weights, {"shape": json.dumps(asdict(shape)), **metadata})
 
 
 def _save_tokenizer(folder: Path) -> None:

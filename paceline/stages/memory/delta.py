@@ -7,13 +7,13 @@ import math
 import torch
 
 from paceline.kernels.delta_rule import delta_write
-from paceline.stages.memory.matrix import MatrixMemory
+from paceline.stages.memory.matrix import FadingMemory
 from paceline.stages.memory.protocol import State, Writes
 
 __all__ = ["DeltaMemory"]
 
 
-class DeltaMemory(MatrixMemory):
+class DeltaMemory(FadingMemory):
     """See `kernels/delta_rule.py`. With a `decay` below 1 what is held fades by that factor with every frame."""
 
     def __init__(self, decay: float = 1.0) -> None:

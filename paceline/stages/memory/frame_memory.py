@@ -96,7 +96,7 @@ class FrameMemory:
     def reset(self) -> None:
         """Forget everything, as if no frame had been."""
         state = _empty(self._rule, self._model)
-        self.restore(MemoryCheckpoint(state, 0, (), 0, 0))
+        self._begin(MemoryCheckpoint(state, 0, (), 0, 0))
 
     def finished(self, frame: int, latent: Tensor, condition: Any) -> None:
         """A frame is finished, or was given. It is held back until it has left the window."""
@@ -167,6 +167,9 @@ class FrameMemory:
                 f"the checkpoint's state has the shapes {given}, and this memory has {own}; restore it with the rule, "
                 "the options and the model that it was taken with"
             )
+        self._begin(checkpoint)
+
+    def _begin(self, checkpoint: MemoryCheckpoint) -> None:
         device = self._model.device
         self.state = tuple(part.to(device) for part in checkpoint.state)
         self._held = checkpoint.held

@@ -4,13 +4,13 @@ arXiv 2006.16236, without the normaliser), which fades with every frame."""
 from __future__ import annotations
 
 from paceline.kernels.delta_rule import linear_write
-from paceline.stages.memory.matrix import MatrixMemory
+from paceline.stages.memory.matrix import FadingMemory
 from paceline.stages.memory.protocol import State, Writes
 
 __all__ = ["LinearMemory"]
 
 
-class LinearMemory(MatrixMemory):
+class LinearMemory(FadingMemory):
     """S <- decay S + sum_n strength_n k_n v_n^T, over the tokens of a frame."""
 
     def __init__(self, decay: float = 0.95) -> None:

@@ -9,17 +9,11 @@ from paceline.kernels.delta_rule import delta_read
 from paceline.stages.memory.protocol import State
 from paceline.stages.world_file import MemoryShape
 
-__all__ = ["MatrixMemory"]
+__all__ = ["FadingMemory", "MatrixMemory"]
 
 
 class MatrixMemory:
-    """All of a `ContextMemory` but `write`. What is held fades by `decay` with every frame."""
-
-    def __init__(self, decay: float) -> None:
-        """Raises `ValueError` for a decay outside (0, 1]."""
-        if not isinstance(decay, (int, float)) or not 0.0 < decay <= 1.0:
-            raise ValueError(f"decay is {decay!r}; write a number above 0 and up to 1")
-        self._decay = decay
+    """All of a `ContextMemory` but `write`."""
 
     def empty(self, shape: MemoryShape, device: torch.device) -> State:
         """See `ContextMemory`."""
@@ -32,3 +26,13 @@ class MatrixMemory:
     def state_bytes(self, shape: MemoryShape) -> int:
         """See `ContextMemory`."""
         return 4 * shape.heads * shape.keys * shape.values
+
+
+class FadingMemory(MatrixMemory):
+    """One whose matrix fades by `decay` with every frame."""
+
+    def __init__(self, decay: float) -> None:
+        """Raises `ValueError` for a decay outside (0, 1]."""
+        if not isinstance(decay, (int, float)) or not 0.0 < decay <= 1.0:
+            raise ValueError(f"decay is {decay!r}; write a number above 0 and up to 1")
+        self._decay = decay

@@ -13,9 +13,9 @@ import math
 import torch
 from torch import Tensor
 
-from paceline.kernels.delta_rule import delta_read
 from paceline.kernels.philox import Purpose, normal
 from paceline.kernels.ttt import ttt_linear_write, ttt_mlp_read, ttt_mlp_write
+from paceline.stages.memory.matrix import MatrixMemory
 from paceline.stages.memory.protocol import State, Writes
 from paceline.stages.world_file import MemoryShape
 
@@ -30,30 +30,18 @@ def _check(rate: float, **counts: int) -> None:
             raise ValueError(f"{name} is {count!r}; write a whole number from 1 on")
 
 
-class TTTLinearMemory:
-    """TTT-Linear. With a `batch` of 1 and a `rate` of 1 it is the delta rule."""
+class TTTLinearMemory(MatrixMemory):
+    """TTT-Linear; the matrix is its weights. With a `batch` of 1 and a `rate` of 1 it is the delta rule."""
 
     def __init__(self, rate: float = 1.0, batch: int = 16) -> None:
         """Raises `ValueError` for a rate that is not above 0, or a batch below 1."""
         _check(rate, batch=batch)
         self._rate, self._batch = rate, batch
 
-    def empty(self, shape: MemoryShape, device: torch.device) -> State:
-        """See `ContextMemory`; the state is the weights `[H, K, V]`."""
-        return (torch.zeros(shape.heads, shape.keys, shape.values, device=device),)
-
-    def attend(self, state: State, queries: Tensor) -> Tensor:
-        """See `ContextMemory`."""
-        return delta_read(state[0], queries)
-
     def write(self, state: State, writes: Writes) -> State:
         """See `ContextMemory`."""
         rates = self._rate * writes.strengths
         return (ttt_linear_write(state[0], writes.keys, writes.values, rates, self._batch),)
-
-    def state_bytes(self, shape: MemoryShape) -> int:
-        """See `ContextMemory`."""
-        return 4 * shape.heads * shape.keys * shape.values
 
 
 class TTTMLPMemory:
